@@ -1,0 +1,687 @@
+"""FUDOKI in one file: discrete flow matching without masks, for pictures and words in one model.
+
+Tokens start as noise and move, one jump at a time, towards the answer that a network predicts;
+every token stays open to revision until the end (arXiv 2505.20147). The file reads from top to
+bottom: paths, velocities, steps, tokenisers, network, LightningModule. The first three are the
+mathematics and need no network. `tutorial.md` tells the same story with pictures.
+
+| code     | maths            | shape           | meaning                                         |
+|----------|------------------|-----------------|-------------------------------------------------|
+| `x_1`    | x₁               | (B, L) long     | clean tokens                                    |
+| `t`, `s` | t < s            | (B, 1, 1) float | time now, time after the step, in [0, 1]        |
+| `logits` | ℓ_t(x ∣ x₁)      | (B, L, V)       | unnormalised log p_t: a path is this function   |
+| `p_t`    | p_t(x ∣ x₁)      | (B, L, V)       | softmax of ℓ_t; p_0 ignores x₁, p_1 = δ(x₁)     |
+| `x_t`    | x_t ~ p_t        | (B, L) long     | noisy tokens                                    |
+| `p_1t`   | p(x₁ ∣ x_t)      | (B, L, V)       | what the network predicts, position by position |
+| `u_t`    | u_t(x, x_t ∣ x₁) | (B, L, V)       | rate of jumping from x_t to x; 0 at x = x_t     |
+| `lam`    | λ = Σ_x u_t      | (B, L)          | total jump rate                                 |
+"""
+import argparse
+import difflib
+import functools
+import itertools
+import math
+import pathlib
+import pickle
+import re
+import sys
+
+import lightning as L
+import numpy as np
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.callbacks import Timer
+from torch import nn
+
+FAR = 1e30          # β at t = 1: every other token is out of reach, and float32 stays finite
+CHUNK = 2 ** 22     # numbers in one (rows, V) array; more rows than that take turns
+
+
+# ---------------------------------------------------------------------------------------- 1. paths
+
+class Path(nn.Module):
+    """A probability path p_t(x | x₁) from noise (t = 0) to data (t = 1), defined by `logits`.
+
+    embedding (V, D): a frozen vector per token; frequency (V,): how often each occurs in the
+    data. Options that a path has no use for are ignored, so that nobody asks which path it is.
+    """
+
+    def __init__(self, embedding, frequency=None, **options):
+        super().__init__()
+        self.register_buffer("embedding", embedding.float())
+
+    def logits(self, x_1, t):
+        """ℓ_t(x | x₁) of every token x, up to a constant: (…) long, (…, 1) float -> (…, V)."""
+        raise NotImplementedError
+
+    def one_hot(self, x):
+        """1[· = x]: (…) long -> (…, V) bool."""
+        return torch.arange(len(self.embedding), device=x.device) == x[..., None]
+
+
+class UniformPath(Path):
+    """Each token is clean with probability t, otherwise drawn uniformly."""
+
+    def logits(self, x_1, t):           # ℓ_t(x | x₁) = log( t·1[x = x₁] + (1 − t)/V )
+        return torch.log(t * self.one_hot(x_1) + (1 - t) / len(self.embedding))
+
+
+class MaskPath(Path):
+    """Each token is clean with probability t, otherwise the extra id [MASK]; it cannot revise."""
+
+    def __init__(self, embedding, frequency=None, **options):
+        super().__init__(F.pad(embedding, (0, 1, 0, 1)))
+        self.embedding[-1, -1] = 1      # [MASK] is the last id, at right angles to all others
+
+    def logits(self, x_1, t):           # ℓ_t = log t at x₁, log(1 − t) at [MASK], −∞ elsewhere
+        mask = self.one_hot(torch.full_like(x_1, len(self.embedding) - 1))
+        l = torch.where(self.one_hot(x_1), torch.log(t), -torch.inf)
+        return torch.where(mask, torch.log(1 - t), l)
+
+
+class MetricPath(Path):
+    """FUDOKI's path: tokens near x₁ stay likely longest.
+
+    exponent 4 on normalised embeddings is the released model's d = (2 − 2cos)², exponent 2 is
+    URSA's; schedule: an entry of SCHEDULES.
+    """
+
+    def __init__(self, embedding, frequency=None, exponent=4., normalize=True,
+                 schedule="calibrated", **options):
+        super().__init__(F.normalize(embedding, dim=-1) if normalize else embedding)
+        self.exponent = exponent
+        self.beta = SCHEDULES[schedule](self, frequency)
+
+    def distance(self, x_1):            # d(x, x₁) = ‖e_x − e_{x₁}‖^exponent
+        d = torch.cdist(self.embedding[x_1], self.embedding) ** self.exponent
+        return d.masked_fill(self.one_hot(x_1), 0.)        # exactly, whatever was rounded
+
+    def logits(self, x_1, t):           # ℓ_t(x | x₁) = −β_t d(x, x₁)
+        return -self.beta(t) * self.distance(x_1)
+
+
+PATHS = {"metric": MetricPath, "uniform": UniformPath, "mask": MaskPath}
+
+
+class PowerSchedule(nn.Module):
+    """FUDOKI's schedule. Its a and c suit the codebook they were chosen for, hardly any other."""
+
+    def __init__(self, path=None, frequency=None, a=0.9, c=3.0):
+        super().__init__()
+        self.a, self.c = a, c
+
+    def forward(self, t):               # β_t = c (t / (1 − t))^a
+        return self.c * (t / (1 - t).clamp(min=1e-30)) ** self.a
+
+
+class CalibratedSchedule(nn.Module):
+    """The kinetic-optimal schedule of this codebook: constant Fisher–Rao speed along the path.
+
+    Along β the Fisher information is Var_{p_β}[d]. With S(β) = ∫₀^β √( E_{x₁} Var_{p_b}[d] ) db,
+    x₁ by its frequency, β_t = S⁻¹(t·S(∞)), tabulated here (2605.09386; tutorial, chapter 1).
+    """
+
+    def __init__(self, path, frequency=None, points=257):
+        super().__init__()
+        V = len(path.embedding)
+        frequency = torch.ones(V) if frequency is None else frequency
+        share = frequency.double().cumsum(0) / frequency.sum()
+        rows = min(256, max(16, 2 ** 20 // V))                      # x₁ at the quantiles of share
+        d = path.distance(torch.searchsorted(share, (torch.arange(rows) + 0.5) / rows))
+        last = math.log(1e6 * V) / d[d > 0].min()                   # p(x₁ | x₁) ≥ 1 − 1e-6 there
+        beta = torch.logspace(math.log10(1e-3 / d.mean()), math.log10(last), 256)
+        beta = F.pad(beta, (1, 0))                                  # 0 first: p_0 is uniform
+
+        def speed(b):                                               # √( E_{x₁} Var_{p_b}[d] )
+            p = (-b * d).softmax(-1)
+            return (p * (d - (p * d).sum(-1, keepdim=True)) ** 2).sum(-1).mean().sqrt()
+
+        way = torch.cumulative_trapezoid(torch.stack([speed(b) for b in beta]), beta).double()
+        way = F.pad(way, (1, 0))
+        evenly = torch.linspace(0, 1, points).double() * way[-1]
+        table = np.interp(evenly.numpy(), way.numpy(), beta.numpy())
+        self.register_buffer("table", torch.from_numpy(table).float())
+
+    def forward(self, t):               # linear between the entries
+        place = t * (len(self.table) - 1)
+        i = place.long().clamp(0, len(self.table) - 2)
+        beta = torch.lerp(self.table[i], self.table[i + 1], place - i)
+        return torch.where(t < 1, beta, FAR)
+
+
+# exercise: any increasing β with β_0 = 0 and β_1 = FAR
+SCHEDULES = {"calibrated": CalibratedSchedule, "power": PowerSchedule}
+
+
+# ---------------------------------------- 2. what follows for every path: noise, velocities, steps
+
+def at(l, x):
+    """l[…, x]: (…, V) and (…) long -> (…, 1)."""
+    return l.gather(-1, x[..., None])
+
+
+def categorical(p):
+    """x ~ p by inverse CDF, p ≥ 0 of any sum: (…, V) -> (…) long. Never a token with p = 0:
+    the CDF has to exceed u, and u·sum < sum also after rounding."""
+    cdf = p.cumsum(-1)
+    u = torch.rand_like(cdf[..., :1]) * cdf[..., -1:]
+    return torch.searchsorted(cdf, u, right=True)[..., 0]
+
+
+def in_rows(function):
+    """Lets `function(path, *tokens, *times)` see rows: tokens (N,), times (N, 1), where a caller
+    has tokens (B, L) and times (B, 1, 1) or numbers. In float32 whatever the network runs in,
+    without gradient, and CHUNK numbers at a time, so that memory is bounded for any V."""
+    @functools.wraps(function)
+    @torch.no_grad()
+    def wrapped(path, x, *others, **options):
+        def row(a):
+            if torch.is_tensor(a) and not a.is_floating_point():
+                return a.reshape(-1)
+            return torch.as_tensor(a, device=x.device).float().expand(*x.shape, 1).reshape(-1, 1)
+
+        n = max(1, CHUNK // len(path.embedding))
+        with torch.autocast(x.device.type, enabled=False):
+            chunks = zip(*(row(a).split(n) for a in (x, *others)))
+            return torch.cat([function(path, *c, **options) for c in chunks]).view(x.shape)
+    return wrapped
+
+
+@in_rows
+def corrupt(path, x_1, t):
+    """x_t ~ p_t(· | x₁); at t = 0 the source. (B, L) -> (B, L)"""
+    return categorical(path.logits(x_1, t).softmax(-1))
+
+
+def ascent(path, x_t, x_1, t):
+    """p_t(x) and ∂_t ℓ_t(x) − ∂_t ℓ_t(x_t), (…, V) each, for 0 < t < 1; the normaliser of ℓ cancels
+    in the difference. It is 0 where p_t(x_t | x₁) = 0: such a token stays."""
+    l, dl = torch.func.jvp(lambda t: path.logits(x_1, t), (t,), (torch.ones_like(t),))
+    return l.softmax(-1), torch.where(at(l, x_t) > -torch.inf, dl - at(dl, x_t), 0.)
+
+
+def kinetic_optimal(path, x_t, x_1, t):
+    """u_t(x, x_t | x₁) = p_t(x) [∂_t ℓ_t(x) − ∂_t ℓ_t(x_t)]₊ carries p_t along with the least
+    kinetic energy (2412.03487); of the metric path it is FUDOKI's eq. 5. (B, L) -> (B, L, V)"""
+    p_t, rise = ascent(path, x_t, x_1, t)
+    return p_t * rise.relu()
+
+
+def corrector(path, x_t, x_1, t, eta=0.5):
+    """The kinetic-optimal velocity plus η p_t(x) |∂_t ℓ_t(x) − ∂_t ℓ_t(x_t)|, which is in detailed
+    balance with p_t: more jumps, both ways, along the same path. (B, L) -> (B, L, V)"""
+    p_t, rise = ascent(path, x_t, x_1, t)
+    return p_t * (rise.relu() + eta * rise.abs())
+
+
+def campbell(path, x_t, x_1, t):
+    """u_t = [ṗ_t(x) − ṗ_t(x_t)]₊ / (S p_t(x_t)), S the number of tokens with p_t > 0: another
+    velocity of the same path (2402.04997). (B, L) -> (B, L, V)"""
+    p_t, rise = ascent(path, x_t, x_1, t)
+    dp_t = p_t * (rise - (p_t * rise).sum(-1, keepdim=True))
+    S = (p_t > 0).sum(-1, keepdim=True)
+    return (dp_t - at(dp_t, x_t)).relu() * (p_t > 0) / (S * at(p_t, x_t).clamp(min=1e-19))
+
+
+# exercise: u_t plus anything in detailed balance with p_t
+VELOCITIES = {"kinetic_optimal": kinetic_optimal, "corrector": corrector, "campbell": campbell}
+
+
+@in_rows
+def euler(path, x_t, x_1, t, s, velocity=kinetic_optimal):
+    """Freezes the velocity of mid-step, which is finite for every path also from t = 0: jump with
+    probability 1 − e^−(s−t)λ, to x ~ u/λ. (B, L) -> (B, L)"""
+    u = velocity(path, x_t, x_1, (t + s) / 2)
+    lam = u.sum(-1)
+    jump = torch.rand_like(lam) < -torch.expm1(-(s - t)[..., 0] * lam)
+    return torch.where(jump, categorical(u), x_t)
+
+
+def log_exp(like):
+    """log E with E ~ Exp(1), in the shape of `like`. It may be −∞, which is harmless, never +∞."""
+    return torch.rand_like(like).neg_().log1p_().neg_().log_()
+
+
+@in_rows
+def race(path, x_t, x_1, t, s):
+    """The exact step: if x_t ~ p_t then x_s ~ p_s, however large s − t. (B, L) -> (B, L)
+
+    Token x arrives at time E_x e^{−ℓ_t(x)}, E_x ~ Exp(1), and the first is x_t. As t grows it is
+    overtaken by x at rate p_t(x) [∂ℓ_t(x) − ∂ℓ_t(x_t)]₊: the kinetic-optimal velocity. So draw the
+    E_x given who leads at t, and see who leads at s. No derivative, nothing singular at 0 or 1.
+    """
+    l_t, l_s = path.logits(x_1, t).log_softmax(-1), path.logits(x_1, s)
+    tau = log_exp(l_t[..., :1])                                 # log arrival of the leader at t;
+    score = l_s - torch.logaddexp(l_t + tau, log_exp(l_t))      # all others arrive after it
+    score.scatter_(-1, x_t[..., None], at(l_s, x_t) - at(l_t, x_t) - tau)
+    possible = at(l_t, x_t)[..., 0] > -torch.inf                # x₁ was drawn anew: x_t stays
+    return torch.where(possible, score.argmax(-1), x_t)
+
+
+def renoise(path, x_t, x_1, t, s):
+    """x_s ~ p_s(· | x₁), forgetting x_t: exact too, and moves every token. (B, L) -> (B, L)"""
+    return corrupt(path, x_1, s)
+
+
+@in_rows
+def finish(path, x_t, x_1, t, s):
+    """The last step: x := x₁, unless p_t(x_t | x₁) = 0, which stays. (B, L) -> (B, L)"""
+    return torch.where(at(path.logits(x_1, t), x_t)[..., 0] > -torch.inf, x_1, x_t)
+
+
+STEPS = {"race": race, "renoise": renoise, "euler": euler,
+         "corrector": functools.partial(euler, velocity=corrector),
+         "campbell": functools.partial(euler, velocity=campbell)}
+
+
+# ----------------------------------------------------------------------------------- 3. tokenisers
+
+class InputError(ValueError):
+    """What a user got wrong and what to do, in one line; the commands end with it."""
+
+
+def nearest(word, known):
+    """'did you mean …?' with the most similar of the known words, else all of them."""
+    close = difflib.get_close_matches(word, known, 3, 0.5)
+    return f"did you mean {' or '.join(close)}?" if close else f"known are {', '.join(known)}"
+
+
+class Words:
+    """Captions with one word from each of `slots`, such as [["thin", "bold"], ["one", "two"]].
+
+    A word belongs to one slot, so a text may leave out words and have them in any order. The
+    article "a" says nothing and is no token.
+    """
+
+    def __init__(self, slots):
+        self.slots, self.words = slots, list(itertools.chain(*slots))
+        places = [i for i, slot in enumerate(slots) for _ in slot]
+        self.place = {word: (i, token) for token, (word, i) in enumerate(zip(self.words, places))}
+
+    def encode(self, texts):
+        """list of B strings -> (B, slots) long, −1 where a word was left out ("___" says so).
+        InputError: an unknown word, or two words for one slot."""
+        tokens = torch.full((len(texts), len(self.slots)), -1)
+        for row, text in zip(tokens, texts):
+            for word in re.findall(r"[^\s,._]+", text.lower()):
+                if word in ("a", "an"):
+                    continue
+                if word not in self.place:
+                    raise InputError(f"unknown word '{word}'; {nearest(word, self.words)}")
+                i, token = self.place[word]
+                if row[i] not in (-1, token):
+                    raise InputError(f"'{self.words[row[i]]}' and '{word}' exclude each other")
+                row[i] = token
+        return tokens
+
+    def decode(self, tokens):
+        """(B, slots) long -> list of B strings."""
+        return [" ".join(["a"] + [self.words[i] for i in row]) for row in tokens.tolist()]
+
+
+class Patches(nn.Module):
+    """Square pictures as rows of square patches, a patch being the nearest entry of a codebook
+    (codes, C·patch²); the codebook is also the metric's embedding and what the network sees."""
+
+    def __init__(self, codebook, patch, size):
+        super().__init__()
+        self.register_buffer("codebook", codebook.float())
+        self.patch, self.size = patch, size
+
+    def encode(self, images):
+        """(B, C, size, size) in [0, 1] -> (B, (size / patch)²) long."""
+        rows = F.unfold(images, self.patch, stride=self.patch).transpose(1, 2)
+        return torch.cat([torch.cdist(r, self.codebook).argmin(-1) for r in rows.split(1024)])
+
+    def decode(self, tokens):
+        """(B, (size / patch)²) long -> (B, C, size, size)."""
+        rows = self.codebook[tokens].transpose(1, 2)
+        return F.fold(rows, self.size, self.patch, stride=self.patch)
+
+
+def k_means(points, k, rounds=20):
+    """k centres of points (N, D) by Lloyd's rounds -> (k, D). The first is and stays 0, the blank
+    patch, and the blank points are its own; an empty centre starts again at a random point."""
+    points = points[points.abs().sum(-1) > 0]
+    centres = points[torch.randint(len(points), (k,))]
+    for _ in range(rounds):
+        centres[0] = 0
+        mine = torch.cat([torch.cdist(p, centres).argmin(-1) for p in points.split(8192)])
+        count = torch.bincount(mine, minlength=k)[:, None]
+        total = torch.zeros_like(centres).index_add_(0, mine, points)
+        again = points[torch.randint(len(points), (k,))]
+        centres = torch.where(count > 0, total / count.clamp(min=1), again)
+    return centres.index_fill(0, torch.tensor(0), 0)
+
+
+# -------------------------------------------------------------------------------------- 4. network
+
+class WordInput(nn.Embedding):
+    """A learned vector per word; a word's two coordinates are its index, twice."""
+
+    def __init__(self, embedding, width):
+        super().__init__(len(embedding), width)
+
+    def coordinates(self, n):
+        """(n, 2) float."""
+        return torch.arange(float(n), device=self.weight.device)[:, None].expand(n, 2)
+
+
+class PatchInput(nn.Module):
+    """An MLP of a code's frozen vector plus a small learned vector per code; a patch's
+    coordinates are its row and its column."""
+
+    def __init__(self, embedding, width):
+        super().__init__()
+        self.register_buffer("vectors", embedding)
+        self.mlp = nn.Sequential(nn.Linear(embedding.shape[1], width), nn.GELU(),
+                                 nn.Linear(width, width))
+        self.own = nn.Parameter(0.02 * torch.randn(len(embedding), width))
+
+    def forward(self, x):
+        return (self.mlp(self.vectors) + self.own)[x]   # once per code, not once per patch
+
+    def coordinates(self, n):
+        """(n, 2) float."""
+        i = torch.arange(n, device=self.own.device)
+        return torch.stack([i // math.isqrt(n), i % math.isqrt(n)], -1).float()
+
+
+INPUTS = {"text": WordInput, "image": PatchInput}
+
+
+def rotary(places, width):
+    """cos and sin of the angles by which a head of this width turns: (N, 2) -> (N, width / 2)
+    each. Half of them grow with the first coordinate, half with the second."""
+    n = width // 4
+    angle = places[..., None] * 10. ** (-torch.arange(n, device=places.device) / n)
+    return angle.flatten(1).cos(), angle.flatten(1).sin()
+
+
+def turn(q, cos, sin):
+    """Rotates pairs of q (B, H, N, width), so that q·k depends on differences of coordinates."""
+    a, b = q.chunk(2, -1)
+    return torch.cat([a * cos - b * sin, a * sin + b * cos], -1).type_as(q)
+
+
+class Attention(nn.Module):
+    """Every position looks at every other: there is no causal mask."""
+
+    def __init__(self, width, heads):
+        super().__init__()
+        self.heads = heads
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+
+    def forward(self, h, rotation):
+        B, N, D = h.shape
+        q, k, v = self.qkv(h).view(B, N, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        q, k = turn(q, *rotation), turn(k, *rotation)           # (B, H, N, D/H)
+        h = F.scaled_dot_product_attention(q, k, v)             # (B, H, N, D/H)
+        return self.out(h.transpose(1, 2).reshape(B, N, D))     # (B, N, D)
+
+
+class Block(nn.Module):
+    """A pre-norm transformer block: attention, then a two-layer perceptron."""
+
+    def __init__(self, width, heads):
+        super().__init__()
+        self.norm_1, self.norm_2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.attention = Attention(width, heads)
+        self.mlp = nn.Sequential(
+            nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+
+    def forward(self, h, rotation):
+        h = h + self.attention(self.norm_1(h), rotation)
+        return h + self.mlp(self.norm_2(h))
+
+
+class Transformer(nn.Module):
+    """One bidirectional transformer over the modalities that are there, one after the other.
+
+    embeddings {name: (states, D)}; classes {name: V}. No time input: how noisy x_t is can be seen.
+    """
+
+    def __init__(self, embeddings, classes, width, depth, heads):
+        super().__init__()
+        self.head_width = width // heads
+        self.input = nn.ModuleDict({m: INPUTS[m](e, width) for m, e in embeddings.items()})
+        self.kind = nn.ParameterDict({m: 0.02 * torch.randn(width) for m in embeddings})
+        self.free = nn.Parameter(0.02 * torch.randn(width))     # "this one is to be found"
+        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.ModuleDict({m: nn.Linear(width, V) for m, V in classes.items()})
+
+    def forward(self, x, free):
+        """x, free {name: (B, N)} long, bool -> logits of p(x₁ | x_t), {name: (B, N, V)}."""
+        h = torch.cat([self.input[m](x[m]) + self.kind[m] + free[m][..., None] * self.free
+                       for m in x], 1)                                      # (B, ΣN, width)
+        places = torch.cat([self.input[m].coordinates(x[m].shape[1]) for m in x])
+        rotation = rotary(places, self.head_width)
+        for block in self.blocks:
+            h = block(h, rotation)                                          # (B, ΣN, width)
+        h = self.norm(h).split([x[m].shape[1] for m in x], 1)               # (B, N, width) each
+        return {m: self.head[m](h_m) for m, h_m in zip(x, h)}
+
+
+# ------------------------------------------------------------------------------ 5. LightningModule
+
+def take(x, rows):
+    """The rows of every modality: {name: (B, N)} -> {name: (b, N)}."""
+    return {m: x_m[rows] for m, x_m in x.items()}
+
+
+class Fudoki(L.LightningModule):
+    """Fills the free positions of text and image, given the others.
+
+    x is {"text": (B, T), "image": (B, I)} long, `free` the same with bool: True where a token has
+    to be found. A modality that is not in the dictionary is not in the sequence.
+    """
+
+    def __init__(self, slots, codes, patch, size, channels=1, path="metric", exponent=2.,
+                 normalize=False, schedule="calibrated", width=96, depth=4, heads=3, lr=3e-3,
+                 weight_decay=0.01, share=0.5, drop=0.1, data="", codebook=None, frequency=None):
+        """slots: of `Words`; codes, patch, size, channels: of the pictures and their codebook;
+        path, exponent, normalize, schedule: an entry of PATHS and its options; share: of a batch
+        that is drawn, the rest is read; drop: how often the captions are left out when drawing;
+        data: where the pictures are from. codebook (codes, channels·patch²) and frequency {name:
+        (V,)} belong to the data; a checkpoint restores what was made of them."""
+        super().__init__()
+        self.save_hyperparameters(ignore=["codebook", "frequency"])
+        if codebook is None:
+            codebook = torch.rand(codes, channels * patch ** 2)
+        self.words, self.patches = Words(slots), Patches(codebook, patch, size)
+        self.lengths = {"text": len(slots), "image": (size // patch) ** 2}
+        embeddings = {"text": torch.eye(len(self.words.words)), "image": codebook}
+        options = dict(exponent=exponent, normalize=normalize, schedule=schedule)
+        self.paths = nn.ModuleDict({m: PATHS[path](e, (frequency or {}).get(m), **options)
+                                    for m, e in embeddings.items()})
+        self.net = Transformer({m: p.embedding for m, p in self.paths.items()},
+                               {m: len(e) for m, e in embeddings.items()}, width, depth, heads)
+
+    # -- training: corrupt what is free, predict what was there
+
+    def noisy(self, x_1, free, t):
+        """x_t ~ p_t(· | x₁) at the free positions, x₁ at the others; t (B, 1, 1) or a number."""
+        return {m: torch.where(free[m], corrupt(self.paths[m], x_1[m], t), x_1[m]) for m in x_1}
+
+    def loss(self, x_1, free, t=None):
+        """Cross-entropy of x₁ at the free positions: the mean of a sample's, then of the batch, so
+        that three words weigh as much as 49 patches. t (B, 1, 1), by default spread evenly.
+
+        -> the loss and the accuracy, both a scalar."""
+        B, device = len(next(iter(x_1.values()))), self.device
+        if t is None:
+            t = ((torch.arange(B, device=device) + torch.rand(1, device=device)) / B).view(B, 1, 1)
+        p_1t = self.net(self.noisy(x_1, free, t), free)
+        n = sum(f.sum(1) for f in free.values()).clamp(min=1)               # (B,)
+        loss = right = 0
+        for m, l in p_1t.items():
+            entropy = F.cross_entropy(l.float().transpose(1, 2), x_1[m], reduction="none")
+            loss = loss + (entropy * free[m]).sum(1) / n                    # (B,)
+            right = right + ((l.argmax(-1) == x_1[m]) & free[m]).sum(1) / n
+        return loss.mean(), right.mean()
+
+    def only(self, x, *names):
+        """`free` of x where these modalities are free: one number or (B,) bool for all rows."""
+        return {m: torch.full_like(x_m, m in names, dtype=torch.bool) for m, x_m in x.items()}
+
+    def training_step(self, x_1, index):
+        """Lightning's hook: draw some rows and read the others, all in one batch. Now and then the
+        rows to be drawn go without their captions, which teaches what guidance compares with."""
+        B = len(x_1["image"])
+        drawn = (torch.arange(B, device=self.device) * self.hparams.share) % 1 < self.hparams.share
+        free = {"text": ~drawn[:, None].expand_as(x_1["text"]),
+                "image": drawn[:, None].expand_as(x_1["image"])}
+        if torch.rand(()) >= self.hparams.drop:
+            loss, accuracy = self.loss(x_1, free)
+        else:
+            picture = {"image": x_1["image"][drawn]}
+            a = torch.stack(self.loss(picture, self.only(picture, "image")))
+            b = torch.stack(self.loss(take(x_1, ~drawn), take(free, ~drawn)))
+            loss, accuracy = torch.lerp(b, a, drawn.float().mean())
+        self.log_dict({"loss": loss, "accuracy": accuracy}, prog_bar=True)
+        return loss
+
+    def validation_step(self, x_1, index):
+        """Lightning's hook: drawing and reading of held-out rows, each batch at its own t, with
+        the same noise every time."""
+        t = (index % 10 + 0.5) / 10
+        with torch.random.fork_rng():
+            torch.manual_seed(index)
+            for m in x_1:
+                loss, accuracy = self.loss(x_1, self.only(x_1, m), t)
+                for where in ("", f"_t{t:.2f}"):
+                    self.log_dict({f"val_{m}_loss{where}": loss, f"val_{m}_acc{where}": accuracy},
+                                  batch_size=len(x_1[m]), sync_dist=True)
+
+    def progress(self):
+        """How much of the training is done, 0 to 1: of its steps or minutes, whichever is more."""
+        done = self.trainer.global_step / max(1, self.trainer.max_steps)
+        for timer in (c for c in self.trainer.callbacks if isinstance(c, Timer)):
+            elapsed = timer.time_elapsed()
+            done = max(done, elapsed / (elapsed + timer.time_remaining()))
+        return min(1., done)
+
+    def configure_optimizers(self):
+        """AdamW; the learning rate rises over the first 5 % and falls as a cosine to 0."""
+        def rate(step):
+            done = self.progress()
+            return min((done + 1e-3) / 0.05, (1 + math.cos(math.pi * done)) / 2)
+
+        optimizer = torch.optim.AdamW(self.parameters(), self.hparams.lr, betas=(0.9, 0.98),
+                                      weight_decay=self.hparams.weight_decay)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+        return {"optimizer": optimizer,
+                "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    # -- sampling: start from noise; predict, step, predict again
+
+    def predict(self, x, free, guidance=1.):
+        """Logits of p(x₁ | x_t) at g = guidance: u + g (c − u), where u knows nothing of the
+        modalities that are given whole. g = 1 is off. ValueError: nothing is given whole."""
+        c = self.net(x, free)
+        if guidance == 1:
+            return c
+        open_ = [m for m in x if free[m].any()]
+        if len(open_) == len(x):
+            raise ValueError("guidance needs a modality without a free position to leave out")
+        u = self.net({m: x[m] for m in open_}, {m: free[m] for m in open_})
+        return {m: u[m] + guidance * (c[m] - u[m]) for m in open_}
+
+    @torch.no_grad()
+    def generate(self, x, free, steps=8, step="race", guidance=1., temperature=1.):
+        """Fills the free positions of x: yields steps + 1 states, from noise to the answer.
+
+        step: an entry of STEPS; guidance: see `predict`; temperature: of x₁ ~ p(x₁ | x_t), 0 takes
+        the likeliest. What x holds at free positions does not matter. ValueError: steps < 1."""
+        if steps < 1:
+            raise ValueError(f"steps must be at least 1, not {steps}")
+        x = self.noisy(x, free, 0.)                                     # 1. noise where free
+        yield x
+        for t, s in itertools.pairwise(torch.linspace(0, 1, steps + 1).tolist()):
+            p_1t = self.predict(x, free, guidance)                      # 2. what will it be?
+            move = STEPS[step] if s < 1 else finish
+            x = dict(x)
+            for m, l in p_1t.items():
+                x_1 = (categorical((l.float() / temperature).softmax(-1)) if temperature
+                       else l.argmax(-1))                               # 3. x₁ ~ p(x₁ | x_t)
+                x_s = move(self.paths[m], x[m], x_1, t, s)              # 4. a step towards it
+                x[m] = torch.where(free[m], x_s, x[m])
+            yield x
+
+    def blank(self, n, **given):
+        """x and free of n rows: tokens (n, N) of the given modalities, free where they are −1;
+        all others are free altogether."""
+        x = {m: given.get(m, torch.full((n, N), -1)).to(self.device)
+             for m, N in self.lengths.items()}
+        return {m: x_m.clamp(min=0) for m, x_m in x.items()}, {m: x_m < 0 for m, x_m in x.items()}
+
+    def fill(self, rows=500, options=None, **given):
+        """The last state of `generate`, `rows` at a time: {name: (B, N)} with −1 where free."""
+        n, parts = len(next(iter(given.values()))), []
+        for i in range(0, n, rows):
+            some = take(given, slice(i, i + rows))
+            *_, x = self.generate(*self.blank(min(rows, n - i), **some), **(options or {}))
+            parts.append(x)
+        return {m: torch.cat([x[m] for x in parts]) for m in parts[0]}
+
+    def draw(self, texts, **options):
+        """Pictures of B captions: list of B strings -> (B, C, size, size) in [0, 1]."""
+        x = self.fill(options=options, text=self.words.encode(texts))
+        return self.patches.decode(x["image"])
+
+    def read(self, tokens, steps=1, temperature=0., **options):
+        """Captions of B pictures, given as tokens (B, I): -> list of B strings."""
+        options = dict(steps=steps, temperature=temperature) | options
+        return self.words.decode(self.fill(options=options, image=tokens)["text"])
+
+    @classmethod
+    def open(cls, path=None):
+        """The model of a checkpoint, by default the newest under runs/, ready to sample, on the
+        GPU if there is one. InputError: none there, damaged, or of something else."""
+        found = sorted(pathlib.Path("runs").glob("*/*.ckpt"), key=lambda p: p.stat().st_mtime)
+        if path is None and not found:
+            raise InputError("no checkpoint under runs/; train one first: python train.py")
+        path = pathlib.Path(path or found[-1])
+        if not path.is_file():
+            raise InputError(f"there is no checkpoint {path}; train one first: python train.py")
+        try:
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+            model = cls.load_from_checkpoint(path, map_location=device, weights_only=True)
+        except (pickle.UnpicklingError, EOFError, OSError, RuntimeError, KeyError, TypeError,
+                ValueError, AttributeError) as error:
+            raise InputError(f"{path} is damaged, or no checkpoint of this version of fudoki") \
+                from error
+        model.source = path
+        return model.eval()
+
+
+# ------------------------------------------------------------------- 6. what both commands begin with
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose complaints are InputErrors, and which knows the nearest flag."""
+
+    def parse_args(self, args=None, namespace=None):
+        """The namespace. InputError: an unknown flag or a wrong value."""
+        found, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            flags = [f for a in self._actions for f in a.option_strings if f.startswith("--")]
+            raise InputError(f"unknown argument {unknown[0]}; {nearest(unknown[0], flags)}")
+        return found
+
+    def error(self, message):
+        raise InputError(message)
+
+
+def command(main):
+    """main(argv) -> exit code: 0, or 2 after the one line of an InputError on stderr."""
+    @functools.wraps(main)
+    def wrapped(argv=None):
+        try:
+            main(argv)
+            return 0
+        except InputError as error:
+            print(f"{pathlib.Path(sys.modules[main.__module__].__file__).name}: {error}",
+                  file=sys.stderr)
+            return 2
+    return wrapped

@@ -1,0 +1,290 @@
+"""The equations, for every entry of PATHS, SCHEDULES, VELOCITIES and STEPS: add one, it is tested.
+
+Frequencies are compared with probabilities within five standard deviations of the draws."""
+import functools
+import math
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+import fudoki
+from fudoki import PATHS, SCHEDULES, STEPS, VELOCITIES, corrupt, kinetic_optimal, race
+
+V, N = 6, 100_000
+CASES = [(p, s) for p in PATHS for s in (SCHEDULES if p == "metric" else ["calibrated"])]
+GAUSS = torch.randn(V, 3, generator=torch.Generator().manual_seed(3))
+
+
+def make(name, schedule="calibrated", embedding=GAUSS, **options):
+    options = dict(exponent=2., normalize=False) | options
+    return PATHS[name](embedding, schedule=schedule, **options)
+
+
+@pytest.fixture(params=CASES, ids="-".join)
+def path(request):
+    torch.manual_seed(0)
+    return make(*request.param)
+
+
+def p(path, x_1, t):
+    """p_t(· | x₁) of one token: (V,)."""
+    return path.logits(torch.tensor([int(x_1)]), torch.tensor([[float(t)]])).softmax(-1)[0]
+
+
+def matrix(path, velocity, x_1, t):
+    """u[z, x]: the rate from z to x."""
+    states = torch.arange(len(path.embedding))
+    t = torch.full((len(states), 1), t)
+    return velocity(path, states, torch.full_like(states, x_1), t).double()
+
+
+def assert_drawn(x, expected):
+    """The draws x (N,) have the probabilities expected (V,)."""
+    found = torch.bincount(x, minlength=len(expected)) / len(x)
+    wrong = (found - expected).abs() - 5 * (expected * (1 - expected) / len(x)).sqrt()
+    assert wrong.max() < 2e-6, (found, expected)
+
+
+# ------------------------------------------------------------------------------------------- paths
+
+@pytest.mark.parametrize("embedding", [GAUSS, torch.eye(6), torch.rand(300, 2), torch.ones(4, 2)],
+                         ids=["V=6", "V=D", "V=300", "twins"])
+@pytest.mark.parametrize("name, schedule", CASES)
+def test_a_path_is_a_distribution_at_every_time(name, schedule, embedding):
+    if (embedding == 1).all() and schedule == "calibrated" and name == "metric":
+        embedding = torch.cat([embedding, torch.zeros(1, 2)])       # it needs one distance
+    path = make(name, schedule, embedding)
+    x_1 = torch.arange(4)[:, None]
+    for t in [0., 1e-12, 1e-6, 0.01, 0.3, 0.7, 0.99, 1 - 1e-6, 1.]:
+        p_t = path.logits(x_1, torch.full((1, 1, 1), t)).softmax(-1)
+        assert p_t.shape == (4, 1, len(path.embedding)) and torch.isfinite(p_t).all()
+        assert_close(p_t.sum(-1), torch.ones(4, 1))
+
+
+def test_ends(path):
+    source = torch.stack([p(path, x_1, 0.) for x_1 in range(V)])
+    assert (source == source[0]).all()                              # p_0 does not know x₁ …
+    uniform = torch.full((V,), 1 / V)
+    assert_close(source[0], torch.eye(V + 1)[V] if len(path.embedding) > V else uniform)
+    for x_1 in range(V):
+        assert (p(path, x_1, 1.)[x_1] == 1).all()                   # … and p_1 nothing else
+        assert (corrupt(path, torch.full((1000,), x_1), 1.) == x_1).all()
+    assert_drawn(corrupt(path, torch.full((N,), 2), 0.), source[0])
+
+
+def test_twins_are_all_that_is_left_at_the_end():
+    twins = torch.cat([GAUSS, GAUSS[2:3]])
+    for schedule in SCHEDULES:
+        assert_close(p(make("metric", schedule, twins), 2, 1.), torch.tensor([0, 0, .5, 0, 0, 0, .5]))
+
+
+def test_the_released_models_path_and_velocity():
+    """exponent 4, normalised, a = .9, c = 3, written out as in the paper."""
+    path, x_1, t = fudoki.MetricPath(GAUSS, exponent=4, schedule="power"), 1, 0.4
+    cos = torch.nn.functional.cosine_similarity(GAUSS, GAUSS[x_1:x_1 + 1])
+    d = (2 - 2 * cos) ** 2
+    beta, growth = 3 * (t / (1 - t)) ** .9, 3 * .9 * (t / (1 - t)) ** (-.1) / (1 - t) ** 2
+    p_t = (-beta * d).exp() / (-beta * d).exp().sum()
+    assert_close(p(path, x_1, t), p_t, atol=1e-5, rtol=1e-4)
+    u_t = torch.stack([p_t * growth * (d[z] - d).relu() for z in range(V)]).double()
+    assert_close(matrix(path, kinetic_optimal, x_1, t), u_t, atol=1e-5, rtol=1e-4)
+
+
+def test_the_calibrated_schedule_travels_at_constant_speed():
+    """√( E Var_{p_β}[d] ) · dβ/dt is the same at all times, x₁ by its frequency; every codebook."""
+    for embedding in (torch.eye(20), torch.randn(64, 2), torch.randn(64, 8) ** 3):
+        frequency = torch.rand(len(embedding)) ** 3
+        path = fudoki.MetricPath(embedding, frequency, exponent=2., normalize=False)
+        d = torch.cdist(embedding, embedding).double() ** 2
+        beta = path.beta(torch.linspace(0, 1, 21)[1:-1, None]).double()[..., None]     # (19, 1, 1)
+        p_t = (-beta * d).softmax(-1)
+        variance = (p_t * d ** 2).sum(-1) - (p_t * d).sum(-1) ** 2
+        speed = (variance @ (frequency / frequency.sum()).double()).sqrt()
+        h = 1e-3
+        rate = torch.cat([(path.beta(torch.tensor([[t + h]])) - path.beta(torch.tensor([[t - h]])))[0]
+                          for t in torch.linspace(0, 1, 21)[1:-1].tolist()]) / (2 * h)
+        speed = speed * rate
+        assert speed.std() / speed.mean() < 0.05, speed
+    assert p(path, 0, 1 / 256)[0] < 0.5 < p(path, 0, 255 / 256)[0]
+
+
+def test_a_distance_of_zero_or_one_is_the_uniform_mixture():
+    """softmax(−β·1[x ≠ x₁]) is the mixture with κ = t if e^−β = (1 − t)/(1 + (V − 1)t)."""
+    uniform, metric = make("uniform", embedding=torch.eye(V)), make("metric", embedding=torch.eye(V))
+    del metric.beta
+    metric.beta = lambda t: torch.log((1 + (V - 1) * t) / (1 - t)) / 2      # d = 2 for one-hot
+    for t in (0.1, 0.5, 0.9):
+        assert_close(p(metric, 3, t), p(uniform, 3, t), atol=1e-6, rtol=1e-4)
+        for velocity in VELOCITIES.values():
+            assert_close(matrix(metric, velocity, 3, t), matrix(uniform, velocity, 3, t),
+                         atol=1e-5, rtol=1e-3)
+
+
+# -------------------------------------------------------------------------------------- velocities
+
+@pytest.mark.parametrize("name", VELOCITIES)
+def test_continuity_equation(path, name):
+    """∂_t p_t(x) = Σ_z p_t(z) u(x, z) − p_t(x) Σ_z u(z, x), with rates that are ≥ 0 and 0 at home."""
+    for x_1 in (0, 4):
+        for t in (0.05, 0.3, 0.6) if name == "campbell" else (0.05, 0.3, 0.6, 0.9):
+            u = matrix(path, VELOCITIES[name], x_1, t)
+            assert (u >= 0).all() and (u.diagonal() == 0).all() and torch.isfinite(u).all()
+            logits = functools.partial(path.logits, torch.tensor([x_1]))
+            p_t, dp_t = (a[0].double() for a in torch.func.jvp(
+                lambda t: logits(t).softmax(-1), (torch.tensor([[t]]),), (torch.ones(1, 1),)))
+            balance = p_t @ u - p_t * u.sum(1)
+            assert_close(balance, dp_t, atol=2e-4 * dp_t.abs().max().item() + 1e-6, rtol=2e-3)
+
+
+def test_mixtures_jump_to_x_1_and_nowhere_else():
+    for name in ("uniform", "mask"):                # rate κ̇/(1 − κ) with κ_t = t
+        u = matrix(make(name), kinetic_optimal, 2, 0.3)
+        expected = torch.zeros_like(u)
+        expected[:, 2] = 1 / (1 - 0.3)
+        expected[2, 2] = 0
+        if name == "mask":                          # a token revealed for another x₁ is stuck
+            expected[:V] = 0
+        assert_close(u, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_metric_velocity_only_approaches_the_answer():
+    path = make("metric")
+    d = path.distance(torch.tensor([1]))[0]
+    u = matrix(path, kinetic_optimal, 1, 0.3)
+    assert ((u > 0) == (d[None] < d[:, None])).all()
+
+
+# ------------------------------------------------------------------------------------------- steps
+
+def test_categorical_is_exact_and_never_draws_the_impossible():
+    weights = torch.tensor([0., 3., 0., 1e-3, 1., 0.])
+    x = fudoki.categorical(weights.expand(N, -1))
+    assert_drawn(x, weights / weights.sum())
+    assert_drawn(fudoki.categorical(weights.expand(N, -1) * 1e-30), weights / weights.sum())
+
+
+@pytest.mark.parametrize("t, s", [(0., 0.5), (0.2, 0.6), (0.5, 1.), (0., 1.), (0.3, 0.3)])
+@pytest.mark.parametrize("step", ["race", "renoise"])
+def test_exact_steps_keep_the_marginals(path, step, t, s):
+    for x_1 in (0, 3):
+        x_1 = torch.full((N,), x_1)
+        x_s = STEPS[step](path, corrupt(path, x_1, t), x_1, t, s)
+        assert_drawn(x_s, p(path, x_1[0], s))
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_chains_reach_the_path(path, step):
+    """Exact steps after any number of them, the others in the limit of many."""
+    def distance(steps, last=0.7):
+        x_1 = torch.full((30_000,), 1)
+        x = corrupt(path, x_1, 0.)
+        for t, s in zip(torch.linspace(0, last, steps + 1)[:-1], torch.linspace(0, last, steps + 1)[1:]):
+            x = STEPS[step](path, x, x_1, t, s)
+        found = torch.bincount(x, minlength=len(path.embedding)) / len(x)
+        return (found - p(path, 1, last)).abs().sum().item() / 2
+    assert distance(60) < 0.015
+    assert distance(3) < (0.01 if step in ("race", "renoise") else 0.25)
+
+
+def test_race_stays_as_often_as_its_formula_says():
+    """P(stay) = 1/(1 + Σ_x p_t(x)(e^{[Δℓ(x) − Δℓ(z)]₊} − 1)), Δℓ = ℓ_s − ℓ_t."""
+    path, t, s = make("metric"), 0.25, 0.6
+    for z in range(V):
+        rise = path.logits(torch.tensor([2]), torch.tensor([[s]])) - path.logits(torch.tensor([2]), torch.tensor([[t]]))
+        stay = 1 / (1 + (p(path, 2, t) * ((rise[0] - rise[0, z]).relu().exp() - 1)).sum())
+        x_s = race(path, torch.full((N,), z), torch.full((N,), 2), t, s)
+        assert_drawn((x_s == z).long(), torch.stack([1 - stay, stay]))
+
+
+@pytest.mark.parametrize("name", ["uniform", "mask"])
+def test_race_of_mixtures_is_known_exactly(name):
+    """A noisy token becomes x₁ with probability (s − t)/(1 − t), and nothing else ever happens."""
+    path, t, s, x_1 = make(name), 0.3, 0.5, torch.full((N,), 2)
+    z = V if name == "mask" else 4
+    x_s = race(path, torch.full((N,), z), x_1, t, s)
+    assert set(x_s.unique().tolist()) == {2, z}
+    reach = torch.tensor((s - t) / (1 - t))
+    assert_drawn((x_s == 2).long(), torch.stack([1 - reach, reach]))
+
+
+@pytest.mark.parametrize("step", ["race", "euler", "campbell", "corrector"])
+def test_the_mask_path_cannot_revise(step):
+    path, revealed, x_1 = make("mask"), torch.full((1000,), 4), torch.full((1000,), 2)
+    for t, s in ((0.3, 0.5), (0.9, 1.)):
+        assert (STEPS[step](path, revealed, x_1, t, s) == 4).all()
+    assert (fudoki.finish(path, revealed, x_1, 0.9, 1.) == 4).all()
+    assert (fudoki.finish(make("metric"), revealed, x_1, 0.9, 1.) == 2).all()
+
+
+@pytest.mark.parametrize("name, velocity", [("race", "kinetic_optimal"), ("euler", "kinetic_optimal"),
+                                            ("corrector", "corrector"), ("campbell", "campbell")])
+def test_tiny_steps_jump_at_the_rate_of_the_velocity(name, velocity):
+    path, t, n = make("metric"), 0.4, 1_000_000
+    for z in (0, 3):
+        u = matrix(path, VELOCITIES[velocity], 1, t)[z]
+        h = 0.01 / u.sum().item()
+        expected = (u * h).float()
+        expected[z] = 1 - expected.sum()
+        x_s = STEPS[name](path, torch.full((n,), z), torch.full((n,), 1), t, t + h)
+        found = torch.bincount(x_s, minlength=V) / n
+        bound = 5 * (expected / n).sqrt() + 0.03 * (1 - expected[z])        # first order in h
+        assert ((found - expected).abs() < bound).all(), (found, expected)
+
+
+def test_race_is_the_race_told_in_plain_loops(monkeypatch):
+    """Slow and literal: every token runs with the noise that the fast code is given."""
+    path, t, s, n = make("metric"), 0.3, 0.7, 200
+    torch.manual_seed(1)
+    x_t, x_1 = torch.randint(V, (n,)), torch.randint(V, (n,))
+    first, others = -torch.rand(n, 1).log(), -torch.rand(n, V).log()
+    noise = iter([first.log(), others.log()])
+    monkeypatch.setattr(fudoki, "log_exp", lambda like: next(noise))
+    expected = []
+    for i in range(n):
+        p_t, p_s = p(path, x_1[i], t).tolist(), p(path, x_1[i], s).tolist()
+        clock = []
+        for x in range(V):
+            E = first[i].item() * p_t[x]            # at time t the leader arrives at `first`,
+            if x != x_t[i]:
+                E += others[i, x].item()            # all others later: an exponential forgets
+            clock.append(E / p_s[x])
+        expected.append(clock.index(min(clock)))
+    assert race(path, x_t, x_1, t, s).tolist() == expected
+
+
+@pytest.mark.parametrize("step", ["corrupt", *STEPS])
+def test_rows_in_chunks_of_a_batch_are_rows_alone(path, step, monkeypatch):
+    """(B, L) with t (B, 1, 1) is each row with its own t: at t = 0 → 1 nothing is left to chance."""
+    monkeypatch.setattr(fudoki, "CHUNK", 3 * V)
+    x_1 = torch.arange(40).view(8, 5) % V
+    s = (torch.arange(8) % 2).view(8, 1, 1).float()         # every other row ends at t = 1
+    if step == "corrupt":
+        x_s = corrupt(path, x_1, s)
+    elif step in ("race", "renoise"):
+        x_s = STEPS[step](path, corrupt(path, x_1, 0.), x_1, 0., s)
+    else:
+        x_s = STEPS[step](path, x_1, x_1, s / 2, s / 2)     # no time passes: nothing moves
+        assert (x_s == x_1).all()
+    assert x_s.shape == x_1.shape and (x_s[1::2] == x_1[1::2]).all()
+    assert step not in ("corrupt", "race", "renoise") or (x_s[::2] != x_1[::2]).any()
+
+
+def test_path_mathematics_is_float32_under_autocast():
+    path, x_1 = make("metric", embedding=torch.randn(64, 8)), torch.full((N,), 5)
+    with torch.autocast("cpu", torch.bfloat16):
+        x_s = race(path, corrupt(path, x_1, 0.3), x_1, 0.3, 0.6)
+    assert_drawn(x_s, p(path, 5, 0.6))
+
+
+def test_memory_is_bounded_for_a_language_models_vocabulary():
+    """V = 150,000 and 64 positions at once would be 38 MB an array, 4,096 would be 2.4 GB; rows take
+    turns, so that no array is larger than CHUNK numbers or one row."""
+    path = make("uniform", embedding=torch.zeros(150_000, 1))
+    sizes = []
+    logits = path.logits
+    path.logits = lambda x_1, t: sizes.append(len(x_1) * 150_000) or logits(x_1, t)
+    x_1 = torch.randint(150_000, (2, 32))
+    x = race(path, corrupt(path, x_1, 0.), x_1, 0., 0.5)
+    assert x.shape == x_1.shape and max(sizes) <= fudoki.CHUNK
+    assert math.isclose((x == x_1).float().mean().item(), 0.5, abs_tol=5 * (0.25 / 64) ** .5)
