@@ -1,0 +1,263 @@
+"""Tokenisers, network, loss and generation, on models that are too small to know anything."""
+import math
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+import fudoki
+from fudoki import PATHS, STEPS
+
+SLOTS = [["red", "blue"], ["round", "square"], ["one", "two", "three"]]
+
+
+def small(path="metric", **options):
+    torch.manual_seed(0)
+    options = dict(width=32, depth=2, heads=2) | options
+    return fudoki.Fudoki(SLOTS, codes=12, patch=2, size=6, path=path, codebook=torch.rand(12, 4),
+                         **options).eval()
+
+
+def batch(n=8):
+    g = torch.Generator().manual_seed(1)
+    return {"text": torch.randint(7, (n, 3), generator=g),
+            "image": torch.randint(12, (n, 9), generator=g)}
+
+
+def some(x, share=0.5):
+    g = torch.Generator().manual_seed(2)
+    return {m: torch.rand(x_m.shape, generator=g) < share for m, x_m in x.items()}
+
+
+# -------------------------------------------------------------------------------------- tokenisers
+
+def test_words_go_to_their_slots():
+    words = fudoki.Words(SLOTS)
+    whole = words.encode(["a blue square three", "Red, round one."])
+    assert words.decode(whole) == ["a blue square three", "a red round one"]
+    assert words.encode(["three, blue", "___ square ___", ""]).tolist() == [[1, -1, 6], [-1, 3, -1], [-1] * 3]
+    with pytest.raises(fudoki.InputError, match="unknown word 'squre'; did you mean square"):
+        words.encode(["a squre"])
+    with pytest.raises(fudoki.InputError, match="'red' and 'blue' exclude each other"):
+        words.encode(["red blue one"])
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_patches_round_trip(channels):
+    patches = fudoki.Patches(torch.rand(12, channels * 4), 2, 6)
+    tokens = torch.randint(12, (5, 9))
+    images = patches.decode(tokens)
+    assert images.shape == (5, channels, 6, 6) and (patches.encode(images) == tokens).all()
+    assert_close(images[0, :, :2, 2:4].flatten(), patches.codebook[tokens[0, 1]])     # row by row
+
+
+def test_k_means_finds_clusters_and_keeps_the_blank_one():
+    torch.manual_seed(0)
+    truth = torch.tensor([[5., 0], [0, 5], [5, 5]])
+    points = torch.cat([t + 0.1 * torch.randn(200, 2) for t in truth] + [torch.zeros(300, 2)])
+    centres = fudoki.k_means(points, 24)
+    assert (centres[0] == 0).all() and torch.cdist(truth, centres).amin(1).max() < 0.2
+
+
+# ----------------------------------------------------------------------------------------- network
+
+def test_a_batch_of_eight_is_eight_batches_of_one():
+    model, x = small(), batch()
+    free = some(x)
+    together = model.net(x, free)
+    for i in range(8):
+        alone = model.net(fudoki.take(x, [i]), fudoki.take(free, [i]))
+        for m in x:
+            assert_close(alone[m][0], together[m][i], atol=1e-5, rtol=1e-4)
+
+
+def test_every_token_and_every_mark_of_freedom_reaches_every_output():
+    model, x = small(), batch(1)
+    free = some(x, 0.)
+    before = model.net(x, free)
+    for m in x:
+        for i in range(x[m].shape[1]):
+            other, open_ = ({k: v.clone() for k, v in d.items()} for d in (x, free))
+            other[m][0, i] = (other[m][0, i] + 1) % 7
+            open_[m][0, i] = True
+            for after in (model.net(other, free), model.net(x, open_)):
+                for k in x:
+                    assert ((after[k] - before[k]).abs().amax(-1) > 1e-7).all(), (m, i, k)
+
+
+def test_an_absent_modality_is_absent_from_the_sequence():
+    model, x = small(), batch()
+    whole = model.net(x, some(x))
+    for m in x:
+        alone = model.net({m: x[m]}, {m: some(x)[m]})
+        assert set(alone) == {m} and alone[m].shape == whole[m].shape
+        assert (alone[m] - whole[m]).abs().max() > 1e-3             # the other one had its say
+        states = list(model.generate({m: x[m]}, {m: torch.ones_like(x[m], dtype=torch.bool)}, 3))
+        assert set(states[-1]) == {m}
+
+
+def test_attention_sees_differences_of_coordinates_only():
+    q, k = torch.randn(2, 1, 1, 7, 16).unbind(0)
+    places = torch.rand(7, 2) * 5
+    scores = [fudoki.turn(q, *fudoki.rotary(places + shift, 16)) @
+              fudoki.turn(k, *fudoki.rotary(places + shift, 16)).transpose(-1, -2)
+              for shift in (torch.zeros(2), torch.tensor([3., -1.]))]
+    assert_close(*scores, atol=1e-4, rtol=1e-4)
+    moved = places + torch.tensor([[1., 0]] + 6 * [[0, 0.]])
+    assert (fudoki.turn(q, *fudoki.rotary(moved, 16)) - fudoki.turn(q, *fudoki.rotary(places, 16))).abs().max() > 0.1
+
+
+# -------------------------------------------------------------------------------------------- loss
+
+def test_loss_is_the_mean_over_free_positions_then_over_samples():
+    """Against a loop; at t = 1 nothing is noisy, so that the prediction can be computed apart."""
+    model, x = small(), batch()
+    free = some(x)
+    loss, accuracy = model.loss(x, free, 1.)
+    log_p = {m: l.log_softmax(-1) for m, l in model.net(x, free).items()}
+    losses, rights = [], []
+    for i in range(8):
+        terms = [(-log_p[m][i, j, x[m][i, j]].item(), (log_p[m][i, j].argmax() == x[m][i, j]).item())
+                 for m in x for j in range(x[m].shape[1]) if free[m][i, j]]
+        losses.append(sum(a for a, _ in terms) / len(terms))
+        rights.append(sum(b for _, b in terms) / len(terms))
+    assert_close(loss.item(), sum(losses) / 8, atol=1e-5, rtol=1e-5)
+    assert_close(accuracy.item(), sum(rights) / 8, atol=1e-6, rtol=1e-6)
+
+
+def test_noise_reaches_free_positions_only_and_each_row_has_its_time():
+    model, x = small(), batch(256)
+    free = some(x)
+    t = (torch.arange(256) % 2).view(-1, 1, 1).float()
+    noisy = model.noisy(x, free, t)
+    for m in x:
+        assert (noisy[m][~free[m]] == x[m][~free[m]]).all()
+        assert (noisy[m][1::2] == x[m][1::2]).all()                             # t = 1
+        assert (noisy[m] != x[m])[::2][free[m][::2]].float().mean() > 0.6       # t = 0
+
+
+def test_loss_under_bfloat16_has_a_gradient_and_nearly_the_same_value():
+    model, x = small().train(), batch(64)
+    values = []
+    for enabled in (False, True):
+        torch.manual_seed(3)
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            loss, _ = model.loss(x, some(x))
+        assert loss.dtype == torch.float32
+        values.append(loss.item())
+    loss.backward()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters())
+    assert_close(values[0], values[1], atol=0.02, rtol=0.02)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_both_directions_are_learned(path):
+    """Pictures that are a function of their captions: after 250 steps either follows from the other."""
+    torch.manual_seed(0)
+    model = small(path, drop=0.1).train()
+    model.log_dict = lambda *args, **kwargs: None
+    optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
+    words = torch.cartesian_prod(torch.arange(2), torch.arange(2, 4), torch.arange(4, 7))
+    x = {"text": words, "image": words.repeat(1, 3) + 5 * (torch.arange(9) % 2)}
+    for index in range(250):
+        optimizer.zero_grad()
+        model.training_step(fudoki.take(x, torch.randint(12, (48,))), index).backward()
+        optimizer.step()
+    model.eval()
+    torch.manual_seed(1)
+    drawn = model.fill(model.DRAW, text=x["text"])["image"]
+    read = model.read(x["image"])
+    assert (drawn == x["image"]).float().mean() > 0.95
+    assert (model.words.encode(read) == x["text"]).float().mean() > 0.95
+
+
+# -------------------------------------------------------------------------------------- generation
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("step", STEPS)
+def test_free_positions_change_and_no_others(path, step):
+    model, x = small(path), batch(32)
+    free = some(x)
+    free["text"][:] = False
+    free["text"][0, 0] = True               # a single one
+    states = list(model.generate(x, free, steps=4, step=step))
+    assert len(states) == 5
+    for state in states:
+        for m in x:
+            assert (state[m][~free[m]] == x[m][~free[m]]).all()
+    assert (states[-1]["image"] != states[0]["image"])[free["image"]].float().mean() > 0.4
+    assert states[-1]["image"].max() < 12 and states[-1]["text"].max() < 7      # no [MASK] is left
+    if path == "mask" and step in ("race", "euler", "campbell"):
+        for a, b in zip(states, states[1:]):                                    # final once revealed
+            assert ((a["image"] == b["image"]) | (a["image"] == 12)).all()
+
+
+def test_a_seed_decides_the_result_and_the_placeholder_does_not():
+    model, x = small(), batch()
+    free = model.only(x, "image")
+
+    def run(seed, x):
+        torch.manual_seed(seed)
+        return [state["image"] for state in model.generate(x, free, steps=3)]
+    for a, b in zip(run(3, x), run(3, x | {"image": torch.zeros_like(x["image"])})):
+        assert (a == b).all()
+    assert (run(3, x)[-1] != run(4, x)[-1]).any()
+
+
+def test_guidance_goes_from_the_prediction_without_to_the_one_with():
+    model, x = small(), batch()
+    free = model.only(x, "image")
+    c = model.net(x, free)["image"]
+    u = model.net({"image": x["image"]}, {"image": free["image"]})["image"]
+    for g in (0., 1., 3.):
+        assert_close(model.predict(x, free, g)["image"], u + g * (c - u), atol=1e-5, rtol=1e-5)
+    with pytest.raises(ValueError, match="nothing|leave out"):
+        model.predict(x, model.only(x, "text", "image"), 2.)
+
+
+def test_temperature_zero_is_the_likeliest_and_small_ones_tend_to_it():
+    model, x = small(), batch(64)
+    free = model.only(x, "image")
+    torch.manual_seed(0)
+    start, end = model.generate(x, free, steps=1, temperature=0.)
+    assert (end["image"] == model.net(start, free)["image"].argmax(-1)).all()
+    torch.manual_seed(0)
+    *_, near = model.generate(x, free, steps=1, temperature=1e-3)
+    assert (near["image"] == end["image"]).float().mean() > 0.99
+
+
+def test_steps_below_one_are_refused():
+    model, x = small(), batch()
+    with pytest.raises(ValueError, match="steps must be at least 1"):
+        next(model.generate(x, model.only(x, "image"), steps=0))
+
+
+@pytest.mark.parametrize("step", ["race", "renoise"])
+def test_one_generation_step_of_an_oracle_follows_the_path(step):
+    """A network that knows x₁ makes generation the conditional process: at every t, x_t ~ p_t."""
+    model, x_1 = small(), torch.full((20_000, 9), 4)
+    model.net.forward = lambda x, free: {"image": 50. * torch.nn.functional.one_hot(x_1, 12)}
+    free = {"image": torch.ones_like(x_1, dtype=torch.bool)}
+    for t, state in zip(torch.linspace(0, 1, 4), model.generate({"image": x_1}, free, 3, step)):
+        p_t = model.paths["image"].logits(torch.tensor([4]), t.view(1, 1)).softmax(-1)[0]
+        found = torch.bincount(state["image"].flatten(), minlength=12) / x_1.numel()
+        assert ((found - p_t).abs() <= 5 * (p_t * (1 - p_t) / x_1.numel()).sqrt() + 1e-6).all()
+
+
+def test_blank_frees_what_is_not_given():
+    model = small()
+    x, free = model.blank(2, text=torch.tensor([[1, -1, 6], [0, 2, 4]]))
+    assert x["image"].shape == (2, 9) and free["image"].all()
+    assert free["text"].tolist() == [[False, True, False], [False] * 3]
+    assert x["text"].tolist() == [[1, 0, 6], [0, 2, 4]]
+
+
+def test_learning_rate_rises_over_five_percent_and_ends_at_zero():
+    model = small(lr=1.)
+    setup = model.configure_optimizers
+    rates = []
+    for done in (0., 0.025, 0.05, 0.5, 1.):
+        model.progress = lambda: done
+        rates.append(setup()["lr_scheduler"]["scheduler"].get_last_lr()[0])
+    assert rates[0] < 0.03 and abs(rates[1] - 0.5) < 0.03 and rates[2] > 0.98
+    assert math.isclose(rates[3], 0.5) and rates[4] == 0
