@@ -94,7 +94,7 @@ class MetricPath(Path):
 
     def distance(self, x_1):            # d(x, x₁) = ‖e_x − e_{x₁}‖^exponent
         d = torch.cdist(self.embedding[x_1], self.embedding) ** self.exponent
-        return d.masked_fill(self.one_hot(x_1), 0.)        # exactly, whatever was rounded
+        return d.masked_fill(self.one_hot(x_1), 0.)     # exactly, whatever was rounded
 
     def logits(self, x_1, t):           # ℓ_t(x | x₁) = −β_t d(x, x₁)
         return -self.beta(t) * self.distance(x_1)
@@ -476,6 +476,8 @@ class Fudoki(L.LightningModule):
     x is {"text": (B, T), "image": (B, I)} long, `free` the same with bool: True where a token has
     to be found. A modality that is not in the dictionary is not in the sequence.
     """
+    DRAW = dict(steps=4, guidance=2., temperature=0.7)      # options of `generate` for pictures
+    READ = dict(steps=1, temperature=0.)                    # and for captions
 
     def __init__(self, slots, codes, patch, size, channels=1, path="metric", exponent=2.,
                  normalize=False, schedule="calibrated", width=96, depth=4, heads=3, lr=3e-3,
@@ -522,7 +524,7 @@ class Fudoki(L.LightningModule):
         return loss.mean(), right.mean()
 
     def only(self, x, *names):
-        """`free` of x where these modalities are free: one number or (B,) bool for all rows."""
+        """`free` of x where all of these modalities are free and nothing else."""
         return {m: torch.full_like(x_m, m in names, dtype=torch.bool) for m, x_m in x.items()}
 
     def training_step(self, x_1, index):
@@ -616,9 +618,6 @@ class Fudoki(L.LightningModule):
              for m, N in self.lengths.items()}
         return {m: x_m.clamp(min=0) for m, x_m in x.items()}, {m: x_m < 0 for m, x_m in x.items()}
 
-    DRAW = dict(steps=4, guidance=2., temperature=0.7)      # what was measured to be good
-    READ = dict(steps=1, temperature=0.)
-
     def fill(self, options, rows=500, **given):
         """The last state of `generate`, `rows` at a time: tokens {name: (B, N)}, −1 where free."""
         n, parts = len(next(iter(given.values()))), []
@@ -658,7 +657,7 @@ class Fudoki(L.LightningModule):
         return model.eval()
 
 
-# ------------------------------------------------------------------- 6. what both commands begin with
+# ------------------------------------------------------------------------ 6. the command line
 
 class Parser(argparse.ArgumentParser):
     """argparse whose complaints are InputErrors, and which knows the nearest flag."""

@@ -374,7 +374,7 @@ def report(model, run, train, test):
         ("ceiling, decoded test images", *right(captions(decoded, ideal_seen), truth), 0., math.nan,
          0),
         (f"drawing, {draw}", *right(captions(drawn, drawn_seen), truth[:run.drawings]),
-         frechet(features, ideal), run.drawings / (middle - begin), model.DRAW["steps"]),
+         frechet(features, ideal), run.drawings / (middle - begin), 2 * model.DRAW["steps"]),
         ("reading, steps 1, greedy", *right(read, truth), math.nan, len(read) / (end - middle), 1)]
 
 

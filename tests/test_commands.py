@@ -1,0 +1,257 @@
+"""What a user types: every command works, and every mistake ends in one line and exit code 2."""
+import csv
+import gzip
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.utils import save_image
+
+import fudoki
+import sample
+import train
+
+ROOT = Path(__file__).parent.parent
+REAL = ROOT.parent / "shared" / "data" / "MNIST"
+TINY = ("--codes 32 --patch 14 --width 16 --depth 1 --heads 1 --train-images 600 --test-images 60 "
+        "--drawings 20 --max-minutes 0.2").split()
+
+
+@pytest.fixture(scope="session")
+def smoke(tmp_path_factory):
+    """A folder in which `python train.py --preset smoke` was run."""
+    folder = tmp_path_factory.mktemp("smoke")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert train.main(["--preset", "smoke"]) == 0
+    return folder
+
+
+@pytest.fixture
+def here(smoke, monkeypatch):
+    monkeypatch.chdir(smoke)
+    return smoke
+
+
+def complaint(capsys, main, *arguments):
+    """The one line of stderr with which main ends."""
+    capsys.readouterr()
+    assert main([str(a) for a in arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and error.startswith(f"{main.__module__}.py: "), error
+    return error
+
+
+# ---------------------------------------------------------------------------------------- training
+
+def test_smoke_learns_and_reports(smoke):
+    run = smoke / "runs/smoke"
+    assert {p.name for p in run.iterdir()} == {"model.ckpt", "samples", "log", "report.csv", "digit.png"}
+    rows = {row["what"].split(",")[0]: row for row in csv.DictReader(open(run / "report.csv"))}
+    assert set(rows) == {"judge", "ceiling", "drawing", "reading"}
+    assert float(rows["judge"]["digit"]) > 0.9
+    assert float(rows["drawing"]["digit"]) > 0.2 and float(rows["reading"]["digit"]) > 0.4      # chance: 0.1
+    assert rows["drawing"]["calls"] == "8" and "rendered" in rows["reading"]["data"]
+    log = list(csv.DictReader(open(next(run.glob("log/*/metrics.csv")))))
+    last = [row for row in log if row["val_image_loss_t0.05"]][-1]
+    assert float(last["val_image_loss_t0.05"]) > float(last["val_image_loss_t0.95"])
+
+
+def test_checkpoint_holds_all_of_the_averaged_model(here):
+    path = Path("runs/smoke/model.ckpt")
+    saved = torch.load(path, weights_only=True)
+    model = fudoki.Fudoki.open()
+    assert model.source == path and not model.training
+    for k, v in model.state_dict().items():
+        assert torch.equal(v.cpu(), saved["state_dict"][k]), k
+    raw = saved["current_model_state"]
+    assert any((raw[k] != v).any() for k, v in saved["state_dict"].items())
+    made = fudoki.Fudoki(**saved["hyper_parameters"])           # the codebook is no hyperparameter
+    made.load_state_dict(saved["state_dict"])
+    assert torch.equal(made.net.input["image"].vectors, model.paths["image"].embedding.cpu())
+    torch.manual_seed(0)                                        # the last grid again: same weights
+    texts = [f"{a} {b} {digit}" for a in train.SLOTS[0] for b in train.SLOTS[1] for digit in train.DIGITS]
+    save_image(model.draw(texts), here / "again.png", nrow=10)
+    grid = sorted(here.glob("runs/smoke/samples/*.png"))[-1]
+    assert (np.asarray(Image.open(here / "again.png")) == np.asarray(Image.open(grid))).mean() > 0.999
+
+
+def test_a_signal_leaves_a_checkpoint_and_resume_goes_on(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    class Interrupted(train.Keep):
+        def on_train_batch_end(self, trainer, *args):
+            if trainer.global_step == 7:
+                signal.raise_signal(signal.SIGTERM)
+    before = signal.getsignal(signal.SIGTERM)
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "Keep", Interrupted)
+        assert train.main(["--preset", "smoke", *TINY, "--steps", "20"]) == 0
+    assert "--resume" in capsys.readouterr().out and signal.getsignal(signal.SIGTERM) is before
+    path = tmp_path / "runs/smoke/model.ckpt"
+    stopped = torch.load(path, weights_only=True)
+    assert stopped["global_step"] == 7
+    assert train.main(["--preset", "smoke", *TINY, "--steps", "20", "--resume"]) == 0
+    ended = torch.load(path, weights_only=True)
+    assert ended["global_step"] == 20 and not (tmp_path / "runs/smoke/previous.ckpt").exists()
+    assert torch.equal(stopped["state_dict"]["patches.codebook"], ended["state_dict"]["patches.codebook"])
+
+
+def test_a_failed_run_says_so_and_leaves_the_old_model(here, capsys):
+    path = Path("runs/smoke/model.ckpt")
+    before = path.read_bytes()
+    error = complaint(capsys, train.main, "--preset", "smoke", *TINY, "--steps", 40, "--lr", "1e30")
+    assert "the loss is nan at step" in error and "lower --lr" in error
+    assert path.read_bytes() == before and not list(path.parent.glob("*.part"))
+
+
+def test_without_mnist_digits_are_rendered_and_everybody_is_told(tmp_path, monkeypatch, capsys):
+    def unreachable(*args, **kwargs):
+        raise RuntimeError("Error downloading train-images-idx3-ubyte.gz")
+    monkeypatch.setattr(train, "MNIST", unreachable)
+    monkeypatch.chdir(tmp_path)
+    assert train.main(["--preset", "toy", *TINY, "--steps", "3"]) == 0
+    assert "MNIST CANNOT BE DOWNLOADED" in capsys.readouterr().out
+    assert sample.main(["seven"]) == 0
+    assert "since MNIST could not be downloaded" in capsys.readouterr().out
+    assert "holds no MNIST" in complaint(capsys, train.main, "--data-dir", tmp_path)
+
+
+@pytest.mark.skipif(not REAL.exists(), reason="needs ../shared/data/MNIST")
+def test_real_mnist_from_a_folder(tmp_path, monkeypatch):
+    (tmp_path / "MNIST/raw").mkdir(parents=True)
+    for file in REAL.glob("raw/*.gz"):
+        shutil.copyfile(file, tmp_path / "MNIST/raw" / file.name)
+    run = train.parse(["--data-dir", str(tmp_path), "--train-images", "500", "--test-images", "300"])
+    (images, digits), (others, _), origin = train.load_digits(run)
+    assert origin == "MNIST" and images.shape == (500, 1, 28, 28) and len(others) == 300
+    first = gzip.open(REAL / "raw/train-labels-idx1-ubyte.gz").read()[8:18]
+    assert digits[:10].tolist() == list(first) and images.max() == 1
+    words = [set(words) for words in zip(*(c.split()[1:3] for c in train.captions(images, digits)))]
+    assert words == [{"thin", "bold"}, {"upright", "slanted"}]
+
+
+def test_captions_say_what_is_in_the_picture():
+    y, x = torch.meshgrid(torch.arange(28.), torch.arange(28.), indexing="ij")
+    def bar(width, slant):
+        return ((x - 14 + slant * (y - 14)).abs() < width).float() * ((y - 14).abs() < 9)
+    images = torch.stack([bar(1.5, 0), bar(4, 0), bar(1.5, 0.5), bar(4, 0.5), bar(1.5, -0.5)])[:, None]
+    assert train.captions(images, torch.tensor([1, 1, 7, 7, 0])) == [
+        "a thin upright one", "a bold upright one", "a thin slanted seven", "a bold slanted seven",
+        "a thin upright zero"]
+
+
+def test_frechet_distance_of_known_gaussians():
+    g = torch.Generator().manual_seed(0)
+    a = torch.randn(100_000, 3, generator=g)
+    b = torch.randn(100_000, 3, generator=g) * 2 + torch.tensor([1., 0, 0])
+    assert abs(train.frechet(a, b) - (1 + 3 * (2 - 1) ** 2)) < 0.05
+    assert abs(train.frechet(a, a)) < 1e-6
+
+
+# ---------------------------------------------------------------------------------------- sampling
+
+def test_draw(here, capsys):
+    arguments = ["a bold slanted seven", "--n", "5", "--seed", "3", "--out"]
+    assert sample.main([*arguments, "one.png"]) == sample.main([*arguments, "two.png"]) == 0
+    said = capsys.readouterr().out
+    assert "one.png: 5 pictures" in said and "8 network calls" in said and "█" in said
+    assert Path("one.png").read_bytes() == Path("two.png").read_bytes()
+    assert Image.open("one.png").size == (3 * (28 * 4 + 8) + 8, 2 * (28 * 4 + 8) + 8)
+
+
+@pytest.mark.parametrize("step", fudoki.STEPS)
+def test_draw_with_every_step_and_words_left_out(here, capsys, step):
+    assert sample.main(["bold", "seven", "--n", "2", "--steps", "3", "--step", step]) == 0
+    said = capsys.readouterr().out
+    assert "guidance is off" in said and "3 network calls" in said
+    assert len(re.findall(r"^a bold \w+ seven$", said, re.M)) == 2
+
+
+def test_read_any_form_of_a_picture(here, capsys):
+    digit = Image.open("runs/smoke/digit.png").convert("L")
+    Image.eval(digit, lambda v: 255 - v).save("dark.png")
+    large = digit.resize((200, 200))
+    wide = Image.new("RGB", (400, 300), (250, 240, 220))
+    wide.paste((20, 30, 90), (30, 40, 230, 240), large)
+    wide.save("colour.png")
+    clear = Image.new("RGBA", (200, 200), (0, 0, 0, 0))
+    clear.putalpha(large)
+    clear.save("clear.png")
+    captions = {}
+    for name in ("runs/smoke/digit.png", "dark.png", "colour.png", "clear.png"):
+        assert sample.main(["--image", name, "--seed", "0"]) == 0
+        said = capsys.readouterr().out
+        captions[name] = re.search(r"^a \w+ \w+ \w+$", said, re.M)[0]
+        assert ("dark on light" in said) == (name != "runs/smoke/digit.png")
+        assert ("cut out" in said) == (name in ("colour.png", "clear.png"))
+    assert captions["dark.png"] == captions["runs/smoke/digit.png"]
+    assert captions["colour.png"] == captions["clear.png"]
+    assert sample.main(["--image", "dark.png", "a bold ___ seven"]) == 0            # only one word is free
+    assert re.search(r"^a bold \w+ seven$", capsys.readouterr().out, re.M)
+
+
+# ------------------------------------------------------------------------------------------ errors
+
+@pytest.mark.parametrize("arguments, says", [
+    ("--preset toyy", "no preset toyy; did you mean toy"), ("--stepz 3", "--stepz; did you mean --steps"),
+    ("--steps 0", "--steps has to be at least 1"), ("--steps x", "invalid int value"),
+    ("--path metrc", "no path metrc; did you mean metric"), ("--schedule x", "known are calibrated, power"),
+    ("--patch 5", "does not divide"), ("--width 90", "multiple of 4·heads = 12"),
+    ("--share 1.5", "--share"), ("--resume", "nothing to go on from")])
+def test_mistakes_in_training(arguments, says, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert says in complaint(capsys, train.main, *arguments.split())
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("arguments, says", [
+    ("", "say what to draw"), ("'a bold sevn'", "unknown word 'sevn'; did you mean seven"),
+    ("'a thin bold one'", "'thin' and 'bold' exclude each other"), ("seven --steps 0", "--steps has to be"),
+    ("seven --n 0", "--n has to be"), ("seven --temperature -1", "--temperature has to be"),
+    ("seven --temperature nan", "--temperature has to be"), ("seven --step rase", "did you mean race"),
+    ("seven --out x.jpg", "ending in .png"), ("seven --out no/x.png", "a folder that exists"),
+    ("seven --guidnce 2", "did you mean --guidance"), ("seven --checkpoint none.ckpt", "no checkpoint none.ckpt"),
+    ("--image none.png", "no picture none.png"), ("--image report.png", "no picture that can be read"),
+    ("--image empty.png", "the picture is empty"), ("seven --checkpoint report.png", "damaged"),
+    ("seven --checkpoint half.ckpt", "damaged"), ("seven --checkpoint other.ckpt", "damaged, or no checkpoint"),
+    ("'a bold slanted one' --image runs/smoke/digit.png", "nothing is left to fill")])
+def test_mistakes_in_sampling(arguments, says, capsys, here):
+    Path("samples.png").unlink(missing_ok=True)
+    shutil.copyfile("runs/smoke/report.csv", "report.png")
+    Image.new("L", (50, 40), 77).save("empty.png")
+    whole = Path("runs/smoke/model.ckpt").read_bytes()
+    Path("half.ckpt").write_bytes(whole[:len(whole) // 2])
+    torch.save({"state_dict": {}, "pytorch-lightning_version": "2.6.6"}, "other.ckpt")
+    assert says in complaint(capsys, sample.main, *shlex.split(arguments))
+    assert not Path("samples.png").exists()
+
+
+def test_without_a_checkpoint_a_process_says_what_to_do(tmp_path):
+    done = subprocess.run([sys.executable, ROOT / "sample.py", "a bold slanted seven"], cwd=tmp_path,
+                          capture_output=True, text=True)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr == "sample.py: no checkpoint under runs/; train one first: python train.py\n"
+
+
+@pytest.mark.parametrize("main", [train.main, sample.main])
+def test_help(main, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["--help"])
+    said = capsys.readouterr().out
+    assert end.value.code == 0 and "python" in said and "default" in said
+
+
+def test_the_commands_of_readme_and_tutorial_exist():
+    text = (ROOT / "README.md").read_text() + (ROOT / "tutorial.md").read_text()
+    commands = re.findall(r"^\s*python (train|sample)\.py *([^#\n]*)", text, re.M)
+    assert len(commands) >= 4
+    for name, arguments in commands:
+        {"train": train, "sample": sample}[name].parse(shlex.split(arguments))
