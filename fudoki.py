@@ -194,8 +194,8 @@ def corrupt(path, x_1, t):
 
 
 def ascent(path, x_t, x_1, t):
-    """p_t(x) and ∂_t ℓ_t(x) − ∂_t ℓ_t(x_t), (…, V) each, for 0 < t < 1; the normaliser of ℓ cancels
-    in the difference. It is 0 where p_t(x_t | x₁) = 0: such a token stays."""
+    """p_t(x) and ∂_t ℓ_t(x) − ∂_t ℓ_t(x_t), (…, V) each, for 0 < t < 1. The normaliser of ℓ
+    cancels in the difference, which is 0 where p_t(x_t | x₁) = 0: such a token stays."""
     l, dl = torch.func.jvp(lambda t: path.logits(x_1, t), (t,), (torch.ones_like(t),))
     return l.softmax(-1), torch.where(at(l, x_t) > -torch.inf, dl - at(dl, x_t), 0.)
 
@@ -675,7 +675,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def command(main):
-    """main(argv) -> exit code: 0, or 2 after the one line of an InputError on stderr."""
+    """main(argv) -> exit code: 0, 2 after the one line of an InputError, 130 after Ctrl-C."""
     @functools.wraps(main)
     def wrapped(argv=None):
         try:
@@ -685,4 +685,6 @@ def command(main):
             print(f"{pathlib.Path(sys.modules[main.__module__].__file__).name}: {error}",
                   file=sys.stderr)
             return 2
+        except KeyboardInterrupt:
+            return 130
     return wrapped

@@ -15,6 +15,7 @@ import math
 import pathlib
 import shutil
 import sys
+import warnings
 
 import numpy as np
 import torch
@@ -43,7 +44,7 @@ def parse(argv=None):
     parser.add_argument("--out", default="samples.png", help="the picture (default: samples.png)")
     given = parser.parse_args(argv)
     if not given.prompt and not given.image:
-        raise InputError('say what to draw ("a bold slanted seven") or what to read (--image FILE)')
+        raise InputError('say what to draw ("a bold slanted seven") or read (--image FILE)')
     for name, least in (("n", 1), ("steps", 1), ("temperature", 0)):
         value = getattr(given, name)
         if value is not None and not least <= value < math.inf:
@@ -119,6 +120,7 @@ def preview(images):
 def main(argv=None):
     """Fills what is free, and shows it."""
     given = parse(argv)
+    warnings.simplefilter("ignore", FutureWarning)      # what libraries plan is no news for users
     model = Fudoki.open(given.checkpoint)
     print(f"{model.source}, trained on {model.hparams.data}")
     if given.seed is not None:

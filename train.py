@@ -71,7 +71,8 @@ def parse(argv=None):
     parser.add_argument("--preset", default="toy", help=f"{' or '.join(PRESETS)} (default: toy)")
     parser.add_argument("--data-dir", help="a folder with MNIST in torchvision's layout, "
                         "<folder>/MNIST/raw; by default it is downloaded to data/")
-    parser.add_argument("--resume", action="store_true", help="go on from runs/<preset>/model.ckpt")
+    parser.add_argument("--resume", action="store_true",
+                        help="go on from runs/<preset>/model.ckpt, with its model")
     for name, value in PRESETS["toy"].items():
         kind = dict(action=argparse.BooleanOptionalAction) if isinstance(value, bool) \
             else dict(type=type(value))
@@ -86,8 +87,9 @@ def parse(argv=None):
     run = argparse.Namespace(
         **{"data_dir": None} | TRAINER | PRESETS["toy"] | PRESETS[given["preset"]] | given)
     for name, known in (("path", PATHS), ("schedule", SCHEDULES)):
-        if getattr(run, name) not in known:
-            raise InputError(f"no {name} {getattr(run, name)}; {nearest(getattr(run, name), known)}")
+        value = getattr(run, name)
+        if value not in known:
+            raise InputError(f"no {name} {value}; {nearest(value, known)}")
     for name in AT_LEAST_ONE:
         if getattr(run, name) < 1:
             raise InputError(f"--{name.replace('_', '-')} has to be at least 1")
@@ -152,8 +154,8 @@ def load_digits(run):
         return (rendered(run.train_images, run.seed), rendered(run.test_images, run.seed + 1),
                 "digits rendered with a font")
     try:
-        sets = [MNIST(run.data_dir or "data", train=train, download=True) for train in (True, False)]
-        train, test = ((s.data[:, None] / 255, s.targets) for s in sets)
+        train, test = ((s.data[:, None] / 255, s.targets) for s in (
+            MNIST(run.data_dir or "data", train=train, download=True) for train in (True, False)))
         origin = "MNIST"
     except (OSError, RuntimeError) as error:
         if run.data_dir:
@@ -162,7 +164,8 @@ def load_digits(run):
                 from error
         print("MNIST CANNOT BE DOWNLOADED: training on digits rendered with a font instead. "
               "Nothing below is about MNIST. --data-dir FOLDER uses a copy.", flush=True)
-        train, test = rendered(20_000, run.seed), rendered(10_000, run.seed + 1)
+        train = rendered(min(20_000, run.train_images), run.seed)
+        test = rendered(run.test_images, run.seed + 1)
         origin = "digits rendered with a font, since MNIST could not be downloaded"
     return (tuple(part[:run.train_images] for part in train),
             tuple(part[:run.test_images] for part in test), origin)
@@ -172,9 +175,10 @@ class Pairs(torch.utils.data.Dataset):
     """Tokens {name: (N, L)} with their captions; rows leave as one batch, without a loop."""
 
     def __init__(self, model, images, digits):
-        image = model.patches.encode(images)
-        self.texts = captions(model.patches.decode(image), digits)  # of what the model can see
-        self.tokens = {"text": model.words.encode(self.texts), "image": image}
+        image = model.patches.encode(images.to(model.device))
+        seen = model.patches.decode(image).cpu()        # captions of what the model can see
+        self.texts = captions(seen, digits)
+        self.tokens = {"text": model.words.encode(self.texts), "image": image.cpu()}
 
     def __len__(self):
         return len(self.texts)
@@ -183,13 +187,12 @@ class Pairs(torch.utils.data.Dataset):
         return {m: tokens[rows] for m, tokens in self.tokens.items()}
 
 
-def build(run, images, digits, origin):
+def build(run, images, origin):
     """A new model whose codebook and schedules fit these pictures."""
     some = images[torch.randperm(len(images))[:8000]]
     patches = F.unfold(some, run.patch, stride=run.patch).transpose(1, 2).flatten(0, 1)
     codebook = k_means(patches, run.codes)
-    blank = argparse.Namespace(patches=Patches(codebook, run.patch, SIZE))
-    tokens = blank.patches.encode(some)
+    tokens = Patches(codebook, run.patch, SIZE).encode(some)
     names = ("codes patch path exponent normalize schedule width depth heads lr weight_decay "
              "share drop").split()
     return Fudoki(SLOTS, size=SIZE, data=origin, codebook=codebook,
@@ -207,11 +210,11 @@ class Bar(TQDMProgressBar):
         metrics = super().get_metrics(trainer, model)
         metrics.pop("v_num", None)
         done = model.progress()
-        left = (time.time() - self.start) * (1 - done) / done if done else 0
-        return metrics | {"left": f"{left / 60:.0f}:{left % 60:02.0f}"}
+        left = (time.time() - self.begin) * (1 - done) / max(done - self.before, 1e-9)
+        return metrics | {"left": f"{int(left) // 60}:{int(left) % 60:02}"}
 
     def on_train_start(self, trainer, model):
-        self.start = time.time()
+        self.begin, self.before = time.time(), model.progress()
         super().on_train_start(trainer, model)
 
 
@@ -220,7 +223,7 @@ class Keep(L.Callback):
     stand before the averaging, so that it draws with the averaged weights and saves both kinds."""
 
     def __init__(self, folder, resume):
-        self.folder, self.fresh, self.signal = folder, not resume, None
+        self.folder, self.fresh, self.signal, self.handlers = folder, not resume, None, {}
 
     def stop(self, number, frame):
         """A signal handler: end after this step."""
@@ -232,8 +235,8 @@ class Keep(L.Callback):
 
     def on_train_batch_end(self, trainer, model, outputs, batch, index):
         if trainer.global_step % 20 == 0 and not torch.isfinite(outputs["loss"]):
-            raise InputError(f"the loss is {outputs['loss'].item()} at step {trainer.global_step}; "
-                             "try a lower --lr")
+            raise InputError(f"the loss is {outputs['loss'].item()} at step "
+                             f"{trainer.global_step}; try a lower --lr")
 
     def on_validation_epoch_end(self, trainer, model):
         if trainer.is_global_zero:
@@ -267,7 +270,7 @@ class Keep(L.Callback):
 
     def restore(self):
         """The signal handlers of before."""
-        for number, handler in getattr(self, "handlers", {}).items():
+        for number, handler in self.handlers.items():
             signal.signal(number, handler)
 
 
@@ -355,24 +358,24 @@ def report(model, run, train, test):
     second, network calls)"""
     judge = Judge().fit(*train)
     images, digits = test
-    pairs = Pairs(model.cpu(), images, digits)
-    truth, decoded = pairs.texts, model.patches.decode(pairs.tokens["image"])
-    model.to(run.device)
+    pairs = Pairs(model, images, digits)
+    truth, tokens = pairs.texts, pairs.tokens["image"].to(model.device)
+    decoded = model.patches.decode(tokens).cpu()
     real, seen = judge(images)
     ideal, ideal_seen = judge(decoded)
     others = judge(train[0][:len(images)])[0]
     begin = time.time()
-    drawn = model.draw(truth[:run.drawings]).float().cpu()
+    drawn = model.draw(truth[:run.drawings]).cpu()
     middle = time.time()
-    read = model.read(pairs.tokens["image"])
+    read = model.read(tokens)
     end = time.time()
     features, drawn_seen = judge(drawn)
-    share = right([DIGITS[d] for d in seen], [DIGITS[d] for d in digits])[0]
     draw = ", ".join(f"{k} {v:g}" for k, v in model.DRAW.items())
     return [
-        ("judge, real test images", share, math.nan, frechet(others, real), math.nan, 0),
-        ("ceiling, decoded test images", *right(captions(decoded, ideal_seen), truth), 0., math.nan,
-         0),
+        ("judge, real test images", (seen == digits).float().mean().item(), math.nan,
+         frechet(others, real), math.nan, math.nan),
+        ("ceiling, decoded test images", *right(captions(decoded, ideal_seen), truth), math.nan,
+         math.nan, math.nan),
         (f"drawing, {draw}", *right(captions(drawn, drawn_seen), truth[:run.drawings]),
          frechet(features, ideal), run.drawings / (middle - begin), 2 * model.DRAW["steps"]),
         ("reading, steps 1, greedy", *right(read, truth), math.nan, len(read) / (end - middle), 1)]
@@ -380,13 +383,13 @@ def report(model, run, train, test):
 
 def show(rows, run):
     """Prints the report."""
-    print(f"\n{run.drawings:,} images drawn, {run.test_images:,} read\n"
-          f"{'':48} {'digit':>6} {'caption':>8} {'Fréchet':>8} {'images/s':>9} {'calls':>6}")
+    columns = "digit", "caption", "Fréchet", "images/s", "calls"
+    print(f"\n{run.drawings:,} images drawn, {run.test_images:,} read\n{'':46}"
+          + "".join(f"{column:>9}" for column in columns))
     for what, *numbers in rows:
-        digit, caption, distance, rate, calls = (None if math.isnan(n) else n for n in numbers)
-        print(f"{what:48} {digit:6.3f} {'' if caption is None else f'{caption:.3f}':>8} "
-              f"{'' if distance is None else f'{distance:.1f}':>8} "
-              f"{'' if rate is None else f'{rate:.0f}':>9} {calls or '':>6}")
+        cells = (format(n, "" if math.isnan(n) else form).replace("nan", "")
+                 for n, form in zip(numbers, (".3f", ".3f", ".1f", ".0f", ".0f")))
+        print(f"{what:46}" + "".join(f"{cell:>9}" for cell in cells))
 
 
 # -------------------------------------------------------------------------------------------- main
@@ -403,8 +406,8 @@ def main(argv=None):
     L.seed_everything(run.seed, verbose=False)
     torch.set_num_threads(run.threads or torch.get_num_threads())
     train, test, origin = load_digits(run)
-    model = Fudoki.open(folder / "model.ckpt").cpu().train() if run.resume else \
-        build(run, *train, origin)
+    model = Fudoki.open(folder / "model.ckpt").train() if run.resume else \
+        build(run, train[0], origin)
     pairs = Pairs(model, *train)
     count = sum(p.numel() for p in model.net.parameters())
     print(f"{origin}: {len(pairs):,} images of {model.lengths['image']} tokens, captions of "
@@ -415,7 +418,6 @@ def main(argv=None):
         return
     if model.global_rank > 0:
         return                                          # one process reports
-    run.device = model.device
     rows = report(model, run, train, test)
     minutes = (time.time() - begin) / 60
     save_image(test[0][0], folder / "digit.png")

@@ -1,0 +1,73 @@
+"""The tutorial's blocks run in order, its quotations are fudoki.py's own words, and no definition
+is left out. After a change of fudoki.py, `python tests/test_tutorial.py` brings the quotations up
+to date."""
+import ast
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+TUTORIAL, README = ROOT / "tutorial.md", ROOT / "README.md"
+QUOTATION = re.compile(r"^```python fudoki\.py\n(.*?)^```$", re.S | re.M)
+
+
+def definitions():
+    """{name: source} of every function, class, method and constant of fudoki.py; a method's name is
+    Class.method, and its source keeps the indentation."""
+    lines = (ROOT / "fudoki.py").read_text().splitlines(keepends=True)
+    found = {}
+
+    def add(nodes, prefix=""):
+        for node in nodes:
+            if isinstance(node, ast.Assign):
+                found[prefix + node.targets[0].id] = "".join(lines[node.lineno - 1:node.end_lineno])
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+                first = min([node.lineno] + [d.lineno for d in node.decorator_list])
+                found[prefix + node.name] = "".join(lines[first - 1:node.end_lineno])
+            if isinstance(node, ast.ClassDef):
+                add(node.body, node.name + ".")
+    add(ast.parse("".join(lines)).body)
+    return found
+
+
+def name(quotation):
+    """What a quotation defines."""
+    method = " " * 4 if quotation.startswith(" ") else ""
+    word = re.search(rf"^{method}(?:def |class )?(\w+)", re.sub(r"^ *@.*\n", "", quotation), re.M)[1]
+    return f"Fudoki.{word}" if method else word
+
+
+def test_blocks_run_in_order(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    text, namespace = TUTORIAL.read_text(), {}
+    found = list(re.finditer(r"^```python\n(.*?)^```$", text, re.S | re.M))
+    assert len(found) >= 8
+    for block in found:
+        line = text[:block.start(1)].count("\n")        # so that a traceback names the right one
+        exec(compile("\n" * line + block[1], "tutorial.md", "exec"), namespace)
+
+
+def test_quotations_are_verbatim_and_whole():
+    known = definitions()
+    for quotation in QUOTATION.findall(TUTORIAL.read_text() + README.read_text()):
+        assert quotation == known[name(quotation)], f"not as in fudoki.py:\n{quotation}"
+
+
+def test_every_definition_is_quoted():
+    quoted = {name(q) for q in QUOTATION.findall(TUTORIAL.read_text())}
+    for known in definitions():
+        parts = known.split(".")
+        if known == "Fudoki":
+            continue                                    # by its methods
+        assert parts[0] in quoted or known in quoted, f"{known} is not in the tutorial"
+
+
+def test_notation_table_is_the_same_in_both():
+    tables = [re.findall(r"^\| .*\|$", text, re.M)[:9] for text in
+              ((ROOT / "fudoki.py").read_text(), TUTORIAL.read_text())]
+    assert tables[0] == tables[1] and "λ" in tables[0][-1]
+
+
+if __name__ == "__main__":
+    known = definitions()
+    for file in (TUTORIAL, README):
+        file.write_text(QUOTATION.sub(lambda q: f"```python fudoki.py\n{known[name(q[1])]}```", file.read_text()))
