@@ -124,7 +124,7 @@ def captions(images, digits):
 
 
 def rendered(count, seed):
-    """Digits of Pillow's font, randomly thick, sheared, turned, scaled and bent: images
+    """Digits of Pillow's font, randomly thick, sheared, scaled and a little bent: images
     (count, 1, 28, 28) in [0, 1] and digits (count,)."""
     def glyph(digit, stroke):
         picture = Image.new("L", (84, 84))
@@ -136,12 +136,12 @@ def rendered(count, seed):
     bank = torch.stack([glyph(digit, stroke) for digit in range(10) for stroke in (0, 1, 3)])
     digits = torch.randint(10, (count,), generator=g)
     glyphs = bank[3 * digits + torch.randint(3, (count,), generator=g)][:, None]
-    mean, spread = torch.tensor([[0., .08], [.2, .2], [.8, .06], [.8, .06]]).T[..., None]
+    mean, spread = torch.tensor([[0., .04], [.2, .2], [.8, .03], [.8, .03]]).T[..., None]
     spin, shear, wide, tall = mean + spread * torch.randn(4, count, generator=g)
     theta = torch.zeros(count, 2, 3)
     theta[:, 0, :2] = torch.stack([wide, shear + spin], 1)
     theta[:, 1, :2] = torch.stack([-spin, tall], 1)
-    bend = 0.05 * torch.randn(count, 2, 4, 4, generator=g)
+    bend = 0.02 * torch.randn(count, 2, 4, 4, generator=g)
     bend = F.interpolate(bend, (SIZE, SIZE), mode="bicubic").permute(0, 2, 3, 1)
     grid = F.affine_grid(theta, (count, 1, SIZE, SIZE), align_corners=False) + bend
     return F.grid_sample(glyphs, grid, align_corners=False).clamp(0, 1), digits

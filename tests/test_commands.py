@@ -58,7 +58,7 @@ def test_smoke_learns_and_reports(smoke):
     rows = {row["what"].split(",")[0]: row for row in csv.DictReader(open(run / "report.csv"))}
     assert set(rows) == {"judge", "ceiling", "drawing", "reading"}
     assert float(rows["judge"]["digit"]) > 0.9
-    assert float(rows["drawing"]["digit"]) > 0.2 and float(rows["reading"]["digit"]) > 0.4      # chance: 0.1
+    assert float(rows["drawing"]["digit"]) > 0.4 and float(rows["reading"]["digit"]) > 0.6      # chance: 0.1
     assert rows["drawing"]["calls"] == "8" and "rendered" in rows["reading"]["data"]
     log = list(csv.DictReader(open(next(run.glob("log/*/metrics.csv")))))
     last = [row for row in log if row["val_image_loss_t0.05"]][-1]
