@@ -249,6 +249,17 @@ def test_help(main, capsys):
     assert end.value.code == 0 and "python" in said and "default" in said
 
 
+def test_readmes_table_is_the_reports():
+    for preset in ("smoke", "toy"):
+        rows = csv.DictReader(open(ROOT / f"tests/bench/{preset}.csv"))
+        rows = {row["what"].split(",")[0]: row for row in rows}
+        pair = {k: f"{float(v['digit']):.3f} / {float(v['caption']):.3f}".replace("0.", ".") for k, v in rows.items()}
+        real = rows["judge"]
+        assert (f"| `{preset}` | {real['data']} | {float(real['minutes']):.1f} | {pair['drawing']} | "
+                f"{float(rows['drawing']['frechet']):.1f} ({float(real['frechet']):.1f}) | "
+                f"{pair['reading']} | {pair['ceiling']} |") in (ROOT / "README.md").read_text()
+
+
 def test_the_commands_of_readme_and_tutorial_exist():
     text = (ROOT / "README.md").read_text() + (ROOT / "tutorial.md").read_text()
     commands = re.findall(r"^\s*python (train|sample)\.py *([^#\n]*)", text, re.M)
