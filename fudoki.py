@@ -476,17 +476,19 @@ class Fudoki(L.LightningModule):
     x is {"text": (B, T), "image": (B, I)} long, `free` the same with bool: True where a token has
     to be found. A modality that is not in the dictionary is not in the sequence.
     """
-    DRAW = dict(steps=4, guidance=2., temperature=0.7)      # options of `generate` for pictures
+    DRAW = dict(steps=4, guidance=2., temperature=0.5)      # options of `generate` for pictures
     READ = dict(steps=1, temperature=0.)                    # and for captions
 
     def __init__(self, slots, codes, patch, size, channels=1, path="metric", exponent=2.,
                  normalize=False, schedule="calibrated", width=96, depth=4, heads=3, lr=3e-3,
-                 weight_decay=0.01, share=0.5, drop=0.1, data="", codebook=None, frequency=None):
+                 weight_decay=0.01, share=0.5, drop=0.1, infill=0.2, data="", codebook=None,
+                 frequency=None):
         """slots: of `Words`; codes, patch, size, channels: of the pictures and their codebook;
         path, exponent, normalize, schedule: an entry of PATHS and its options; share: of a batch
         that is drawn, the rest is read; drop: how often the captions are left out when drawing;
-        data: where the pictures are from. codebook (codes, channels·patch²) and frequency {name:
-        (V,)} belong to the data; a checkpoint restores what was made of them."""
+        infill: share of rows whose words are given or free at random; data: where the pictures are
+        from. codebook (codes, channels·patch²) and frequency {name: (V,)} belong to the data; a
+        checkpoint restores what was made of them."""
         super().__init__()
         self.save_hyperparameters(ignore=["codebook", "frequency"])
         if codebook is None:
@@ -528,13 +530,16 @@ class Fudoki(L.LightningModule):
         return {m: torch.full_like(x_m, m in names, dtype=torch.bool) for m, x_m in x.items()}
 
     def training_step(self, x_1, index):
-        """Lightning's hook: draw some rows and read the others, all in one batch. Now and then the
-        rows to be drawn go without their captions, which teaches what guidance compares with."""
-        B = len(x_1["image"])
-        drawn = (torch.arange(B, device=self.device) * self.hparams.share) % 1 < self.hparams.share
-        free = {"text": ~drawn[:, None].expand_as(x_1["text"]),
+        """Lightning's hook: draw some rows and read the others, all in one batch; in some of both,
+        a coin decides for each word whether it is given. Now and then the rows to be drawn go
+        without their captions, which teaches what guidance compares with."""
+        h, text = self.hparams, x_1["text"]
+        drawn = (torch.arange(len(text), device=self.device) * h.share) % 1 < h.share       # (B,)
+        chance = torch.rand(text.shape[0], 1 + text.shape[1], device=self.device)
+        tossed, coin = chance[:, :1] < h.infill, chance[:, 1:] < 0.5
+        free = {"text": torch.where(tossed, coin, ~drawn[:, None]),
                 "image": drawn[:, None].expand_as(x_1["image"])}
-        if torch.rand(()) >= self.hparams.drop:
+        if torch.rand(()) >= h.drop:
             loss, accuracy = self.loss(x_1, free)
         else:
             picture = {"image": x_1["image"][drawn]}

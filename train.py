@@ -35,11 +35,11 @@ from torchvision.utils import save_image
 
 from fudoki import PATHS, SCHEDULES, Fudoki, InputError, Parser, Patches, command, k_means, nearest
 
-PRESETS = {      # what they cost and reach: tests/bench/*.csv, README
+PRESETS = {         # what they cost and reach: tests/bench/*.csv, README
     "toy": dict(
         codes=256, patch=4, path="metric", exponent=2.0, normalize=False, schedule="calibrated",
-        width=96, depth=4, heads=3, lr=3e-3, weight_decay=0.01, share=0.65, drop=0.1, batch=64,
-        steps=4500, max_minutes=12.5, ema=0.999, val_every=500, train_images=60_000,
+        width=96, depth=4, heads=3, lr=3e-3, weight_decay=0.01, share=0.65, drop=0.1, infill=0.2,
+        batch=64, steps=4500, max_minutes=12.5, ema=0.999, val_every=500, train_images=60_000,
         test_images=10_000, drawings=1000, threads=0, seed=0),
     "smoke": dict(
         codes=128, patch=7, width=64, depth=2, heads=2, lr=5e-3, steps=600, max_minutes=1 / 3,
@@ -54,7 +54,8 @@ HELP = dict(
     schedule=" or ".join(SCHEDULES), width="of the transformer", depth="blocks of the transformer",
     heads="of its attention", lr="peak learning rate", weight_decay="of AdamW",
     share="of a batch that is drawn, the rest is read",
-    drop="how often captions are left out when drawing, for guidance", batch="rows per step",
+    drop="how often captions are left out when drawing, for guidance",
+    infill="share of rows whose words are given or free at random", batch="rows per step",
     steps="training steps at most", max_minutes="minutes of training at most; both ends are known "
     "to the learning rate", ema="decay of the averaged weights",
     val_every="steps between validations, sample grids and checkpoints",
@@ -195,7 +196,7 @@ def build(run, images, origin):
     codebook = k_means(patches, run.codes)
     tokens = Patches(codebook, run.patch, SIZE).encode(some)
     names = ("codes patch path exponent normalize schedule width depth heads lr weight_decay "
-             "share drop").split()
+             "share drop infill").split()
     return Fudoki(SLOTS, size=SIZE, data=origin, codebook=codebook,
                   frequency={"image": torch.bincount(tokens.flatten(), minlength=run.codes)},
                   **{name: getattr(run, name) for name in names})
@@ -224,14 +225,15 @@ class Keep(L.Callback):
     stand before the averaging, so that it draws with the averaged weights and saves both kinds."""
 
     def __init__(self, folder, resume):
-        self.folder, self.fresh, self.signal, self.handlers = folder, not resume, None, {}
+        self.folder, self.fresh = folder, not resume
+        self.signal, self.handlers, self.first = None, {}, math.inf
 
     def stop(self, number, frame):
         """A signal handler: end after this step."""
         self.signal, self.trainer.should_stop = number, True
 
     def on_train_start(self, trainer, model):
-        self.trainer = trainer
+        self.trainer, self.first = trainer, trainer.global_step
         self.handlers = {n: signal.signal(n, self.stop) for n in (signal.SIGINT, signal.SIGTERM)}
 
     def on_train_batch_end(self, trainer, model, outputs, batch, index):
@@ -284,7 +286,7 @@ def fit(model, pairs, run, folder):
         run.precision = half if on_gpu else "32-true"
 
     def average(mean, now, n):          # at first the mean follows closely, it has seen little
-        return torch.lerp(mean, now, 1 - min(run.ema, (1 + n.item()) / (10 + n.item())))
+        return torch.lerp(mean, now, 1 - ((1 + n) / (10 + n)).clamp(max=run.ema))
 
     keep = Keep(folder, run.resume)
     trainer = L.Trainer(
@@ -304,7 +306,7 @@ def fit(model, pairs, run, folder):
     begin, resume = time.time(), folder / "model.ckpt" if run.resume else None
     trainer.fit(model, *loaders, ckpt_path=resume, weights_only=True)
     model.to(trainer.strategy.root_device).eval()       # Lightning hands it back on the CPU
-    return keep, trainer.global_step * run.batch / (time.time() - begin)
+    return keep, max(0, trainer.global_step - keep.first) * run.batch / (time.time() - begin)
 
 
 # -------------------------------------------------------------------------------------- the report
@@ -342,6 +344,8 @@ class Judge(nn.Module):
 
 def frechet(a, b):
     """|μ_a − μ_b|² + tr(A + B − 2(AB)^½): the distance of two Gaussians, fitted to (N, D) each."""
+    if min(len(a), len(b)) < 2:
+        return math.nan
     A, B = torch.cov(a.T.double()), torch.cov(b.T.double())
     root = torch.linalg.eigvals(A @ B).real.clamp(min=0).sqrt().sum()
     shift = (a.double().mean(0) - b.double().mean(0)).square().sum()

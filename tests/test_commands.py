@@ -102,6 +102,9 @@ def test_a_signal_leaves_a_checkpoint_and_resume_goes_on(tmp_path, monkeypatch, 
     ended = torch.load(path, weights_only=True)
     assert ended["global_step"] == 20 and not (tmp_path / "runs/smoke/previous.ckpt").exists()
     assert torch.equal(stopped["state_dict"]["patches.codebook"], ended["state_dict"]["patches.codebook"])
+    assert train.main(["--preset", "smoke", *TINY, "--steps", "20", "--resume"]) == 0      # only reports
+    again = torch.load(path, weights_only=True)
+    assert all(torch.equal(v, again["state_dict"][k]) for k, v in ended["state_dict"].items())
 
 
 def test_a_failed_run_says_so_and_leaves_the_old_model(here, capsys):
