@@ -23,6 +23,7 @@ import itertools
 import math
 import pathlib
 import pickle
+import random
 import re
 import sys
 
@@ -314,6 +315,11 @@ class Words:
                 row[i] = token
         return tokens
 
+    def complete(self, tokens):
+        """Chooses words that were left out (−1) at random: (B, slots) -> (B, slots) long."""
+        chosen = [[self.place[random.choice(slot)][1] for slot in self.slots] for _ in tokens]
+        return torch.where(tokens < 0, torch.tensor(chosen), tokens)
+
     def decode(self, tokens):
         """(B, slots) long -> list of B strings."""
         return [" ".join(["a"] + [self.words[i] for i in row]) for row in tokens.tolist()]
@@ -476,12 +482,12 @@ class Fudoki(L.LightningModule):
     x is {"text": (B, T), "image": (B, I)} long, `free` the same with bool: True where a token has
     to be found. A modality that is not in the dictionary is not in the sequence.
     """
-    DRAW = dict(steps=4, guidance=2., temperature=0.5)      # options of `generate` for pictures
+    DRAW = dict(steps=4, guidance=2., temperature=0.7)      # options of `generate` for pictures
     READ = dict(steps=1, temperature=0.)                    # and for captions
 
     def __init__(self, slots, codes, patch, size, channels=1, path="metric", exponent=2.,
                  normalize=False, schedule="calibrated", width=96, depth=4, heads=3, lr=3e-3,
-                 weight_decay=0.01, share=0.5, drop=0.1, infill=0.2, data="", codebook=None,
+                 weight_decay=0.01, share=0.5, drop=0.1, infill=0., data="", codebook=None,
                  frequency=None):
         """slots: of `Words`; codes, patch, size, channels: of the pictures and their codebook;
         path, exponent, normalize, schedule: an entry of PATHS and its options; share: of a batch

@@ -1,7 +1,7 @@
 """Draws from words, and reads pictures, with a model that train.py has made:
 
     python sample.py "a bold slanted seven"
-    python sample.py "seven"                    the other words are left to the model
+    python sample.py "seven"                    the other words are left to chance
     python sample.py --image digit.png          its caption
 
 Whatever is not given is free, and one and the same function fills it.
@@ -17,6 +17,7 @@ import shutil
 import sys
 import warnings
 
+import lightning as L
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -124,10 +125,13 @@ def main(argv=None):
     model = Fudoki.open(given.checkpoint)
     print(f"{model.source}, trained on {model.hparams.data}")
     if given.seed is not None:
-        torch.manual_seed(given.seed)
-    known, n = {}, 1 if given.image else given.n
+        L.seed_everything(given.seed, verbose=False)
+    known, n, gaps = {}, 1 if given.image else given.n, True
     if given.prompt:
         known["text"] = model.words.encode([" ".join(given.prompt)]).expand(n, -1)
+        gaps = bool((known["text"] < 0).any())
+        if not given.image and not model.hparams.infill:    # it never learned to fill such gaps
+            known["text"] = model.words.complete(known["text"])
     if given.image:
         grey, said = open_picture(given.image)
         picture, done = training_form(grey, model.patches.size)
@@ -157,7 +161,7 @@ def main(argv=None):
         except OSError as error:
             raise InputError(f"{given.out} cannot be written: {error}") from error
         print(f"{given.out}: {n} picture{'s' * (n > 1)}")
-    if free["text"].any():
+    if gaps:
         print("\n".join(model.words.decode(states[-1]["text"])))
     print(f"{calls} network call{'s' * (calls > 1)}; a token changed {moves:.1f} times on average")
 

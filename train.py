@@ -38,7 +38,7 @@ from fudoki import PATHS, SCHEDULES, Fudoki, InputError, Parser, Patches, comman
 PRESETS = {         # what they cost and reach: tests/bench/*.csv, README
     "toy": dict(
         codes=256, patch=4, path="metric", exponent=2.0, normalize=False, schedule="calibrated",
-        width=96, depth=4, heads=3, lr=3e-3, weight_decay=0.01, share=0.65, drop=0.1, infill=0.2,
+        width=96, depth=4, heads=3, lr=3e-3, weight_decay=0.01, share=0.65, drop=0.1, infill=0.0,
         batch=64, steps=4500, max_minutes=12.5, ema=0.999, val_every=500, train_images=60_000,
         test_images=10_000, drawings=1000, threads=0, seed=0),
     "smoke": dict(
@@ -55,7 +55,8 @@ HELP = dict(
     heads="of its attention", lr="peak learning rate", weight_decay="of AdamW",
     share="of a batch that is drawn, the rest is read",
     drop="how often captions are left out when drawing, for guidance",
-    infill="share of rows whose words are given or free at random", batch="rows per step",
+    infill="share of rows in which a coin decides for each word whether it is given, so that "
+    "sample.py may leave words to the model; costs accuracy in drawing", batch="rows per step",
     steps="training steps at most", max_minutes="minutes of training at most; both ends are known "
     "to the learning rate", ema="decay of the averaged weights",
     val_every="steps between validations, sample grids and checkpoints",

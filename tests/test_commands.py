@@ -174,8 +174,17 @@ def test_draw(here, capsys):
 def test_draw_with_every_step_and_words_left_out(here, capsys, step):
     assert sample.main(["bold", "seven", "--n", "2", "--steps", "3", "--step", step]) == 0
     said = capsys.readouterr().out
-    assert "guidance is off" in said and "3 network calls" in said
+    assert "6 network calls" in said
     assert len(re.findall(r"^a bold \w+ seven$", said, re.M)) == 2
+
+
+def test_a_model_trained_with_infill_chooses_the_words_itself(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert train.main(["--preset", "smoke", *TINY, "--steps", "3", "--infill", "0.5"]) == 0
+    assert sample.main(["bold", "seven", "--steps", "3"]) == 0
+    said = capsys.readouterr().out
+    assert "guidance is off" in said and "3 network calls" in said
+    assert len(re.findall(r"^a bold \w+ seven$", said, re.M)) == 16
 
 
 def test_read_any_form_of_a_picture(here, capsys):

@@ -36,6 +36,9 @@ def test_words_go_to_their_slots():
     whole = words.encode(["a blue square three", "Red, round one."])
     assert words.decode(whole) == ["a blue square three", "a red round one"]
     assert words.encode(["three, blue", "___ square ___", ""]).tolist() == [[1, -1, 6], [-1, 3, -1], [-1] * 3]
+    chosen = words.complete(words.encode(["square", "one red"] * 100))
+    assert set(words.decode(chosen[::2])) == {f"a {a} square {c}" for a in SLOTS[0] for c in SLOTS[2]}
+    assert set(words.decode(chosen[1::2])) == {"a red round one", "a red square one"}
     with pytest.raises(fudoki.InputError, match="unknown word 'squre'; did you mean square"):
         words.encode(["a squre"])
     with pytest.raises(fudoki.InputError, match="'red' and 'blue' exclude each other"):
@@ -154,7 +157,7 @@ def test_loss_under_bfloat16_has_a_gradient_and_nearly_the_same_value():
 def test_both_directions_are_learned(path):
     """Pictures that are a function of their captions: after 300 steps either follows from the other."""
     torch.manual_seed(0)
-    model = small(path, drop=0.1).train()
+    model = small(path, drop=0.1, infill=0.2).train()
     model.log_dict = lambda *args, **kwargs: None
     optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
     words = torch.cartesian_prod(torch.arange(2), torch.arange(2, 4), torch.arange(4, 7))
