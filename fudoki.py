@@ -482,7 +482,7 @@ class Fudoki(L.LightningModule):
     x is {"text": (B, T), "image": (B, I)} long, `free` the same with bool: True where a token has
     to be found. A modality that is not in the dictionary is not in the sequence.
     """
-    DRAW = dict(steps=4, guidance=2., temperature=0.5)      # options of `generate` for pictures
+    DRAW = dict(steps=4, guidance=2.5, temperature=0.5)     # options of `generate` for pictures
     READ = dict(steps=1, temperature=0.)                    # and for captions
 
     def __init__(self, slots, codes, patch, size, channels=1, path="metric", exponent=2.,

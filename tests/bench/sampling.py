@@ -1,6 +1,6 @@
 """How well a trained model draws, by the options of `generate`: appends to a CSV, skips what is there.
 
-    python tests/bench/sampling.py [--checkpoint FILE] [--out FILE] [--data-dir FOLDER]
+    python tests/bench/sampling.py [--checkpoint FILE] [--name NAME] [--out FILE] [--data-dir FOLDER]
 
 500 pictures a cell and seed, their captions from the held-out images of training (the first thousand),
 so that test captions are left for the report. A judge as in `train.report` looks at the pictures.
@@ -21,21 +21,22 @@ import fudoki  # noqa: E402
 import train  # noqa: E402
 
 CELLS = [dict(step="race", steps=4, guidance=g, temperature=T)
-         for g, T in itertools.product((1.5, 2., 2.5), (1., 0.7, 0.5, 0.3))]
-COLUMNS = "step steps guidance temperature seed digit caption frechet judge images_per_s".split()
+         for g, T in itertools.product((1.5, 2., 2.5, 3.), (1., 0.7, 0.5, 0.3))]
+COLUMNS = "checkpoint step steps guidance temperature seed digit caption frechet judge images_per_s".split()
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--checkpoint", default="runs/toy/model.ckpt")
 parser.add_argument("--out", default=ROOT / "tests/bench/sampling.csv", type=Path)
+parser.add_argument("--name", default="toy", help="of the checkpoint, for the CSV")
 parser.add_argument("--data-dir")
 parser.add_argument("--seeds", type=int, default=3)
 given = parser.parse_args()
 
 if not given.out.exists():
     given.out.write_text(",".join(COLUMNS) + "\n")
-done = {tuple(row[k] for k in COLUMNS[:5]) for row in csv.DictReader(given.out.open())}
-todo = [cell | dict(seed=seed) for seed in range(given.seeds) for cell in CELLS
-        if tuple(str(v) for v in (cell | dict(seed=seed)).values()) not in done]
+done = {tuple(row[k] for k in COLUMNS[:6]) for row in csv.DictReader(given.out.open())}
+todo = [dict(checkpoint=given.name, **cell, seed=seed) for seed in range(given.seeds) for cell in CELLS]
+todo = [cell for cell in todo if tuple(str(v) for v in cell.values()) not in done]
 
 L.seed_everything(0, verbose=False)
 data, test, _ = train.load_digits(train.parse(["--data-dir", given.data_dir] if given.data_dir else []))
@@ -45,8 +46,7 @@ truth = train.Pairs(model, data[0][:1000], data[1][:1000]).texts
 accuracy = (judge(test[0])[1] == test[1]).float().mean().item()
 ideal, _ = judge(model.patches.decode(model.patches.encode(test[0])))
 for cell in todo:
-    options, seed = dict(cell), cell["seed"]
-    options.pop("seed")
+    seed, options = cell["seed"], {k: cell[k] for k in ("step", "steps", "guidance", "temperature")}
     L.seed_everything(seed, verbose=False)
     texts = truth[500 * (seed % 2):][:500]
     begin = time.time()
