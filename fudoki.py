@@ -32,6 +32,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.callbacks import Timer
+from PIL import Image, ImageOps
 from torch import nn
 
 FAR = 1e30          # β at t = 1: every other token is out of reach, and float32 stays finite
@@ -169,6 +170,15 @@ def categorical(p):
     return torch.searchsorted(cdf, u, right=True)[..., 0]
 
 
+def guess(l, temperature):
+    """x ~ softmax(l / temperature), 0 takes the likeliest: (…, V) -> (…) long."""
+    if not temperature:
+        return l.argmax(-1)
+    rows = l.flatten(0, -2).split(max(1, CHUNK // l.shape[-1]))
+    return torch.cat([categorical((r.float() / temperature).softmax(-1)) for r in rows]
+                     ).view(l.shape[:-1])
+
+
 def in_rows(function):
     """Lets `function(path, *tokens, *times)` see rows: tokens (N,), times (N, 1), where a caller
     has tokens (B, L) and times (B, 1, 1) or numbers. In float32 whatever the network runs in,
@@ -287,7 +297,44 @@ def nearest(word, known):
     return f"did you mean {' or '.join(close)}?" if close else f"known are {', '.join(known)}"
 
 
-class Words:
+class Text:
+    """Texts as rows of tokens. What a token is, `ids` and `text` say: str <-> list of int.
+
+    length: tokens of a window; end: the token that closes a text and fills up shorter ones, None
+    if there is none; whole: each text stands for itself, or else is part of a longer one.
+    """
+    end, whole = None, False
+
+    def encode(self, texts):
+        """list of B strings -> (B, N ≤ length) long, −1 where free: "___" are three free tokens,
+        and at the end of a text as many as still fit. InputError: too long, an unknown token."""
+        rows = []
+        for text in texts:
+            parts = enumerate(re.split("(_{3,})", text))        # every other one is a blank
+            row = sum(([-1] * len(part) if i % 2 else self.ids(part) for i, part in parts), [])
+            if text.endswith("___"):
+                row += [-1] * (self.length - len(row))
+            elif self.whole:
+                row.append(self.end)
+            if len(row) > self.length:
+                raise InputError(f"'{text[:40]} …' has {len(row)} tokens, {self.length} fit in")
+            rows.append(row)
+        n = max(map(len, rows))
+        return torch.tensor([row + [self.end] * (n - len(row)) for row in rows])
+
+    def complete(self, tokens):
+        """What training did not teach to fill: nothing here."""
+        return tokens
+
+    def decode(self, tokens):
+        """(B, N) long -> list of B strings, each up to its end if it stands for itself."""
+        rows = tokens.tolist()
+        if self.whole:
+            rows = [row[:row.index(self.end)] if self.end in row else row for row in rows]
+        return [self.text(row) for row in rows]
+
+
+class Words(Text):
     """Captions with one word from each of `slots`, such as [["thin", "bold"], ["one", "two"]].
 
     A word belongs to one slot, so a text may leave out words and have them in any order. The
@@ -295,7 +342,7 @@ class Words:
     """
 
     def __init__(self, slots):
-        self.slots, self.words = slots, list(itertools.chain(*slots))
+        self.slots, self.words, self.length = slots, list(itertools.chain(*slots)), len(slots)
         places = [i for i, slot in enumerate(slots) for _ in slot]
         self.place = {word: (i, token) for token, (word, i) in enumerate(zip(self.words, places))}
 
@@ -320,19 +367,87 @@ class Words:
         chosen = [[self.place[random.choice(slot)][1] for slot in self.slots] for _ in tokens]
         return torch.where(tokens < 0, torch.tensor(chosen), tokens)
 
-    def decode(self, tokens):
-        """(B, slots) long -> list of B strings."""
-        return [" ".join(["a"] + [self.words[i] for i in row]) for row in tokens.tolist()]
+    def text(self, ids):
+        return " ".join(["a"] + [self.words[i] for i in ids])
+
+
+class Vocabulary(Text):
+    """Captions of any length in the words that the training captions have."""
+    whole = True
+
+    def __init__(self, words, length):
+        self.words, self.length, self.end = [*words, ""], length, len(words)
+        self.token = {word: i for i, word in enumerate(words)}
+
+    @staticmethod
+    def split(text):
+        """A text as a list of words and punctuation marks, in lower case."""
+        return re.findall(r"\w+|[^\w\s]", text.lower())
+
+    def ids(self, text):
+        try:
+            return [self.token[word] for word in self.split(text)]
+        except KeyError as error:
+            known = nearest(error.args[0], self.words[:-1])
+            raise InputError(f"unknown word {error}; {known}") from error
+
+    def text(self, ids):
+        return " ".join(self.words[i] for i in ids)
+
+
+class Characters(Text):
+    """Windows of a long text, character by character."""
+
+    def __init__(self, alphabet, length):
+        self.words, self.length = alphabet, length
+        self.token = {character: i for i, character in enumerate(alphabet)}
+
+    def ids(self, text):
+        try:
+            return [self.token[character] for character in text]
+        except KeyError as error:
+            raise InputError(f"the training text has no character {error}") from error
+
+    def text(self, ids):
+        return "".join(self.words[i] for i in ids)
+
+
+class Pieces(Text):
+    """The tokens of a Hugging Face tokenizer, given as its JSON: a window of a long text, or if
+    `whole` a caption that `end` closes."""
+
+    def __init__(self, json, length, end, whole):
+        from tokenizers import Tokenizer
+        self.tokenizer = Tokenizer.from_str(json)
+        self.length, self.end, self.whole = length, end, whole
+
+    def ids(self, text):
+        return self.tokenizer.encode(text, add_special_tokens=False).ids
+
+    def text(self, ids):
+        return self.tokenizer.decode(ids, skip_special_tokens=False)
+
+
+TEXTS = {"words": Words, "vocabulary": Vocabulary, "characters": Characters, "pieces": Pieces}
+
+
+def padding(x, end):
+    """True where `end` stands after another `end`: (B, N) long -> (B, N) bool."""
+    closed = (x == end) if end is not None else torch.zeros_like(x, dtype=torch.bool)
+    return closed & F.pad(closed, (1, -1))
 
 
 class Patches(nn.Module):
     """Square pictures as rows of square patches, a patch being the nearest entry of a codebook
-    (codes, C·patch²); the codebook is also the metric's embedding and what the network sees."""
+    (codes, channels·patch²); the codebook is also the metric's embedding and what the network
+    sees. Without one it is random."""
 
-    def __init__(self, codebook, patch, size):
+    def __init__(self, codes, patch, size, channels=1, codebook=None):
         super().__init__()
+        codebook = torch.rand(codes, channels * patch ** 2) if codebook is None else codebook
         self.register_buffer("codebook", codebook.float())
-        self.patch, self.size = patch, size
+        self.patch, self.size, self.channels = patch, size, channels
+        self.length = (size // patch) ** 2
 
     def encode(self, images):
         """(B, C, size, size) in [0, 1] -> (B, (size / patch)²) long."""
@@ -343,6 +458,31 @@ class Patches(nn.Module):
         """(B, (size / patch)²) long -> (B, C, size, size)."""
         rows = self.codebook[tokens].transpose(1, 2)
         return F.fold(rows, self.size, self.patch, stride=self.patch)
+
+
+UNREADABLE = OSError, ValueError, SyntaxError, Image.DecompressionBombError
+
+
+def open_picture(path):
+    """A picture file, upright, what is transparent on white, in mode L or RGB. It may raise what
+    UNREADABLE names."""
+    with Image.open(path) as file:
+        picture = ImageOps.exif_transpose(file)
+    if picture.mode[0] in "IF":                         # 16 and 32 bits: whatever range it has
+        values = np.asarray(picture, dtype=np.float32)
+        values = (values - values.min()) / max(np.ptp(values), 1e-6)
+        picture = Image.fromarray((255 * values).astype(np.uint8))
+    if "A" in picture.mode or "transparency" in picture.info:
+        picture = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+    return picture.convert("L" if picture.mode in ("1", "L") else "RGB")
+
+
+def crop(picture, size, channels):
+    """The middle square of a picture, 1 or 3 channels -> (C, size, size) in [0, 1]."""
+    picture = ImageOps.fit(picture.convert("L" if channels == 1 else "RGB"), (size, size))
+    values = torch.from_numpy(np.array(picture)).view(size, size, channels)
+    return values.permute(2, 0, 1) / 255
 
 
 def k_means(points, k, rounds=20):
@@ -411,18 +551,18 @@ def turn(q, cos, sin):
 
 
 class Attention(nn.Module):
-    """Every position looks at every other: there is no causal mask."""
+    """Every position looks at every other that means something: there is no causal mask."""
 
     def __init__(self, width, heads):
         super().__init__()
         self.heads = heads
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
 
-    def forward(self, h, rotation):
+    def forward(self, h, rotation, seen):
         B, N, D = h.shape
         q, k, v = self.qkv(h).view(B, N, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         q, k = turn(q, *rotation), turn(k, *rotation)           # (B, H, N, D/H)
-        h = F.scaled_dot_product_attention(q, k, v)             # (B, H, N, D/H)
+        h = F.scaled_dot_product_attention(q, k, v, seen)       # (B, H, N, D/H)
         return self.out(h.transpose(1, 2).reshape(B, N, D))     # (B, N, D)
 
 
@@ -436,37 +576,89 @@ class Block(nn.Module):
         self.mlp = nn.Sequential(
             nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
-    def forward(self, h, rotation):
-        h = h + self.attention(self.norm_1(h), rotation)
+    def forward(self, h, rotation, seen):
+        h = h + self.attention(self.norm_1(h), rotation, seen)
         return h + self.mlp(self.norm_2(h))
 
 
-class Transformer(nn.Module):
-    """One bidirectional transformer over the modalities that are there, one after the other.
+class Blocks(nn.Module):
+    """The small trunk: blocks of this file, from scratch."""
 
-    embeddings {name: (states, D)}; classes {name: V}. No time input: how noisy x_t is can be seen.
-    """
-
-    def __init__(self, embeddings, classes, width, depth, heads):
+    def __init__(self, width, depth, heads):
         super().__init__()
-        self.head_width = width // heads
-        self.input = nn.ModuleDict({m: INPUTS[m](e, width) for m, e in embeddings.items()})
-        self.kind = nn.ParameterDict({m: 0.02 * torch.randn(width) for m in embeddings})
-        self.free = nn.Parameter(0.02 * torch.randn(width))     # "this one is to be found"
+        self.width, self.head_width = width, width // heads
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
-        self.head = nn.ModuleDict({m: nn.Linear(width, V) for m, V in classes.items()})
+
+    def forward(self, h, places, seen):
+        """h (B, N, width), coordinates (N, 2), which positions mean something (B, N) bool, None if
+        all do -> (B, N, width)"""
+        rotation = rotary(places, self.head_width)
+        seen = None if seen is None else seen[:, None, None]                # (B, 1, 1, N)
+        for block in self.blocks:
+            h = block(h, rotation, seen)
+        return self.norm(h)
+
+
+class Backbone(nn.Module):
+    """The large trunk: a causal language model of `transformers` that looks both ways.
+
+    It has learned to predict token i from the state of token i − 1. So it stays: `start`, its
+    token for the beginning, goes before the first state, and the last one is dropped.
+    """
+
+    def __init__(self, config, start, model=None):
+        """config: the model's as a dictionary; without `model`, its weights are random."""
+        from transformers import AutoConfig, AutoModelForCausalLM
+        super().__init__()
+        if model is None:
+            model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
+        self.body, self.embedding = model.base_model, model.get_input_embeddings()
+        self.head, self.start = model.get_output_embeddings(), start
+        self.width = self.embedding.embedding_dim
+
+    def forward(self, h, places, seen):
+        """As of `Blocks`; a position is the number of those before it that mean something."""
+        seen = torch.ones_like(h[..., 0], dtype=torch.bool) if seen is None else seen
+        start = self.embedding.weight[self.start].expand(len(h), 1, -1)
+        h, seen = torch.cat([start, h], 1), F.pad(seen, (1, 0), value=True)     # (B, 1 + N, …)
+        far = torch.finfo(h.dtype).min                      # a mask of four dimensions is not
+        mask = torch.zeros_like(seen, dtype=h.dtype).masked_fill(~seen, far)    # made causal
+        mask = mask[:, None, None].expand(-1, 1, h.shape[1], -1)                # (B, 1, 1+N, 1+N)
+        h = self.body(inputs_embeds=h, attention_mask=mask, position_ids=seen.cumsum(1) - 1,
+                      use_cache=False).last_hidden_state
+        return h[:, :-1]
+
+
+class Network(nn.Module):
+    """Inputs, trunk and heads over the modalities that are there, one after the other. No time
+    input: how noisy x_t is can be seen.
+
+    embeddings {name: (states, D)}; classes {name: V}; ends {name: closing token or None}.
+    """
+
+    def __init__(self, embeddings, classes, ends, trunk):
+        super().__init__()
+        self.trunk, self.ends = trunk, ends
+        self.input = nn.ModuleDict({m: INPUTS[m](e, trunk.width) for m, e in embeddings.items()})
+        self.head = nn.ModuleDict({m: nn.Linear(trunk.width, V) for m, V in classes.items()})
+        self.kind = nn.ParameterDict({m: 0.02 * torch.randn(trunk.width) for m in embeddings})
+        self.free = nn.Parameter(0.02 * torch.randn(trunk.width))           # "this is to be found"
+        if isinstance(trunk, Backbone):                     # has words of its own; do not disturb
+            self.input["text"].weight, self.head["text"] = trunk.embedding.weight, trunk.head
+            for vector in (self.free, *self.kind.values()):
+                nn.init.zeros_(vector)
 
     def forward(self, x, free):
         """x, free {name: (B, N)} long, bool -> logits of p(x₁ | x_t), {name: (B, N, V)}."""
         h = torch.cat([self.input[m](x[m]) + self.kind[m] + free[m][..., None] * self.free
                        for m in x], 1)                                      # (B, ΣN, width)
         places = torch.cat([self.input[m].coordinates(x[m].shape[1]) for m in x])
-        rotation = rotary(places, self.head_width)
-        for block in self.blocks:
-            h = block(h, rotation)                                          # (B, ΣN, width)
-        h = self.norm(h).split([x[m].shape[1] for m in x], 1)               # (B, N, width) each
-        return {m: self.head[m](h_m) for m, h_m in zip(x, h)}
+        seen = None                                         # of what is given, all but padding
+        if any(self.ends[m] is not None for m in x):
+            seen = torch.cat([free[m] | ~padding(x[m], self.ends[m]) for m in x], 1)
+        h = self.trunk(h, places, seen).split([x[m].shape[1] for m in x], 1)
+        return {m: self.head[m](h_m) for m, h_m in zip(x, h)}               # (B, N, V) each
 
 
 # ------------------------------------------------------------------------------ 5. LightningModule
@@ -483,36 +675,56 @@ class Fudoki(L.LightningModule):
     to be found. A modality that is not in the dictionary is not in the sequence.
     """
     DRAW = dict(steps=4, guidance=2.5, temperature=0.5)     # options of `generate` for pictures
-    READ = dict(steps=1, temperature=0.)                    # and for captions
+    READ = dict(steps=1, temperature=0.)                    # for captions
+    WRITE = dict(steps=64, temperature=0.7)                 # and for long texts
 
-    def __init__(self, slots, codes, patch, size, channels=1, path="metric", exponent=2.,
-                 normalize=False, schedule="calibrated", width=96, depth=4, heads=3, lr=3e-3,
-                 weight_decay=0.01, share=0.5, drop=0.1, infill=0., data="", codebook=None,
-                 frequency=None):
-        """slots: of `Words`; codes, patch, size, channels: of the pictures and their codebook;
-        path, exponent, normalize, schedule: an entry of PATHS and its options; share: of a batch
-        that is drawn, the rest is read; drop: how often the captions are left out when drawing;
-        infill: share of rows whose words are given or free at random; data: where the pictures are
-        from. codebook (codes, channels·patch²) and frequency {name: (V,)} belong to the data; a
-        checkpoint restores what was made of them."""
+    def __init__(self, text=None, image=None, path="metric", exponent=2., normalize=False,
+                 schedule="calibrated", width=96, depth=4, heads=3, backbone=None, lr=3e-3,
+                 weight_decay=0.01, share=0.5, drop=0.1, infill=0., freeze=0., data="",
+                 form="digit", codebook=None, frequency=None, pretrained=None):
+        """text: [an entry of TEXTS, its arguments]; image: the arguments of `Patches`; a model has
+        one of them or both. path, exponent, normalize, schedule: an entry of PATHS and its
+        options; width, depth, heads: of `Blocks`, or backbone: the arguments of `Backbone`.
+
+        share: of a batch that is drawn, the rest is read; drop: how often the captions are left
+        out when drawing; infill: share of rows in which part of the text is given; freeze: share
+        of the training in which of a backbone only the body learns; data: where it is from; form:
+        what sample.py makes of a picture, a "digit" or a "crop". codebook, frequency {name: (V,)}
+        and pretrained, a causal language model, are what training starts from; a checkpoint
+        restores what was made of them."""
         super().__init__()
-        self.save_hyperparameters(ignore=["codebook", "frequency"])
-        if codebook is None:
-            codebook = torch.rand(codes, channels * patch ** 2)
-        self.words, self.patches = Words(slots), Patches(codebook, patch, size)
-        self.lengths = {"text": len(slots), "image": (size // patch) ** 2}
-        embeddings = {"text": torch.eye(len(self.words.words)), "image": codebook}
+        self.save_hyperparameters(ignore=["codebook", "frequency", "pretrained"], logger=False)
+        self.words = TEXTS[text[0]](*text[1:]) if text else None
+        self.patches = Patches(*image, codebook=codebook) if image else None
+        trunk = Backbone(*backbone, pretrained) if backbone else Blocks(width, depth, heads)
+        embeddings, ends = {}, {"text": None, "image": None}
+        if text:
+            embeddings["text"] = F.normalize(trunk.embedding.weight.detach()) if backbone \
+                else torch.eye(len(self.words.words))
+            ends["text"] = self.words.end
+        if image:
+            embeddings["image"] = self.patches.codebook
+        self.lengths = {m: {"text": self.words, "image": self.patches}[m].length
+                        for m in embeddings}
         options = dict(exponent=exponent, normalize=normalize, schedule=schedule)
         self.paths = nn.ModuleDict({m: PATHS[path](e, (frequency or {}).get(m), **options)
                                     for m, e in embeddings.items()})
-        self.net = Transformer({m: p.embedding for m, p in self.paths.items()},
-                               {m: len(e) for m, e in embeddings.items()}, width, depth, heads)
+        self.net = Network({m: p.embedding for m, p in self.paths.items()},
+                           {m: len(e) for m, e in embeddings.items()}, ends, trunk)
 
     # -- training: corrupt what is free, predict what was there
 
     def noisy(self, x_1, free, t):
         """x_t ~ p_t(· | x₁) at the free positions, x₁ at the others; t (B, 1, 1) or a number."""
         return {m: torch.where(free[m], corrupt(self.paths[m], x_1[m], t), x_1[m]) for m in x_1}
+
+    def weight(self, x_1, free):
+        """Of each position in the loss: 1 where it is free, but all padding of a row together
+        weighs as one token. {name: (B, N)} float"""
+        def one(m):
+            pad = padding(x_1[m], self.net.ends[m]) & free[m]
+            return free[m] / torch.where(pad, pad.sum(1, keepdim=True), 1)
+        return {m: one(m) for m in x_1}
 
     def loss(self, x_1, free, t=None):
         """Cross-entropy of x₁ at the free positions: the mean of a sample's, then of the batch, so
@@ -523,29 +735,40 @@ class Fudoki(L.LightningModule):
         if t is None:
             t = ((torch.arange(B, device=device) + torch.rand(1, device=device)) / B).view(B, 1, 1)
         p_1t = self.net(self.noisy(x_1, free, t), free)
-        n = sum(f.sum(1) for f in free.values()).clamp(min=1)               # (B,)
+        weight = self.weight(x_1, free)
+        n = sum(w.sum(1) for w in weight.values()).clamp(min=1e-9)          # (B,)
         loss = right = 0
         for m, l in p_1t.items():
             entropy = F.cross_entropy(l.float().transpose(1, 2), x_1[m], reduction="none")
-            loss = loss + (entropy * free[m]).sum(1) / n                    # (B,)
-            right = right + ((l.argmax(-1) == x_1[m]) & free[m]).sum(1) / n
+            loss = loss + (entropy * weight[m]).sum(1) / n                  # (B,)
+            right = right + ((l.argmax(-1) == x_1[m]) * weight[m]).sum(1) / n
         return loss.mean(), right.mean()
 
     def only(self, x, *names):
         """`free` of x where all of these modalities are free and nothing else."""
         return {m: torch.full_like(x_m, m in names, dtype=torch.bool) for m, x_m in x.items()}
 
+    def task(self, x_1):
+        """Free positions for training: some rows are drawn, the others read; in some of both a
+        stretch of the text is given, or all the rest. -> free, drawn (B,) bool"""
+        B, h = len(next(iter(x_1.values()))), self.hparams
+        share = h.share if len(x_1) > 1 else float("image" in x_1)
+        drawn = (torch.arange(B, device=self.device) * share) % 1 < share
+        free = {m: (drawn == (m == "image"))[:, None].expand_as(x_m) for m, x_m in x_1.items()}
+        if "text" in x_1:
+            N = x_1["text"].shape[1]
+            chance = torch.rand(4, B, 1, device=self.device)
+            ends = N * (2 * chance[:2] - 0.5)               # beyond the text as often as within
+            place = torch.arange(N, device=self.device) + 0.5
+            stretch = (ends.amin(0) < place) & (place < ends.amax(0)) ^ (chance[2] < 0.5)
+            free["text"] = torch.where(chance[3] < h.infill, stretch, free["text"])
+        return free, drawn
+
     def training_step(self, x_1, index):
-        """Lightning's hook: draw some rows and read the others, all in one batch; in some of both,
-        a coin decides for each word whether it is given. Now and then the rows to be drawn go
+        """Lightning's hook: drawing and reading in one batch. Now and then the rows to be drawn go
         without their captions, which teaches what guidance compares with."""
-        h, text = self.hparams, x_1["text"]
-        drawn = (torch.arange(len(text), device=self.device) * h.share) % 1 < h.share       # (B,)
-        chance = torch.rand(text.shape[0], 1 + text.shape[1], device=self.device)
-        tossed, coin = chance[:, :1] < h.infill, chance[:, 1:] < 0.5
-        free = {"text": torch.where(tossed, coin, ~drawn[:, None]),
-                "image": drawn[:, None].expand_as(x_1["image"])}
-        if torch.rand(()) >= h.drop:
+        free, drawn = self.task(x_1)
+        if len(x_1) == 1 or torch.rand(()) >= self.hparams.drop:
             loss, accuracy = self.loss(x_1, free)
         else:
             picture = {"image": x_1["image"][drawn]}
@@ -576,14 +799,21 @@ class Fudoki(L.LightningModule):
         return min(1., done)
 
     def configure_optimizers(self):
-        """AdamW; the learning rate rises over the first 5 % and falls as a cosine to 0."""
+        """AdamW; the learning rate rises over the first 5 % and falls as a cosine to 0. The words
+        of a backbone begin to learn when `freeze` of the training is done."""
         def rate(step):
             done = self.progress()
             return min((done + 1e-3) / 0.05, (1 + math.cos(math.pi * done)) / 2)
 
-        optimizer = torch.optim.AdamW(self.parameters(), self.hparams.lr, betas=(0.9, 0.98),
-                                      weight_decay=self.hparams.weight_decay)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+        def late(step):
+            return rate(step) * (self.progress() >= self.hparams.freeze)
+
+        words = [] if not self.hparams.backbone else \
+            [*dict.fromkeys([self.net.trunk.embedding.weight, *self.net.trunk.head.parameters()])]
+        others = [p for p in self.parameters() if all(p is not w for w in words)]
+        optimizer = torch.optim.AdamW([{"params": others}, {"params": words}], self.hparams.lr,
+                                      betas=(0.9, 0.98), weight_decay=self.hparams.weight_decay)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, [rate, late])
         return {"optimizer": optimizer,
                 "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
@@ -616,8 +846,7 @@ class Fudoki(L.LightningModule):
             move = STEPS[step] if s < 1 else finish
             x = dict(x)
             for m, l in p_1t.items():
-                x_1 = (categorical((l.float() / temperature).softmax(-1)) if temperature
-                       else l.argmax(-1))                               # 3. x₁ ~ p(x₁ | x_t)
+                x_1 = guess(l, temperature)                             # 3. x₁ ~ p(x₁ | x_t)
                 x_s = move(self.paths[m], x[m], x_1, t, s)              # 4. a step towards it
                 x[m] = torch.where(free[m], x_s, x[m])
             yield x
@@ -646,6 +875,11 @@ class Fudoki(L.LightningModule):
     def read(self, tokens, **options):
         """Captions of B pictures, given as tokens (B, I): -> list of B strings."""
         return self.words.decode(self.fill(self.READ | options, image=tokens)["text"])
+
+    def write(self, texts, **options):
+        """Fills the blanks of B texts: list of B strings -> list of B strings."""
+        return self.words.decode(self.fill(self.WRITE | options,
+                                           text=self.words.encode(texts))["text"])
 
     @classmethod
     def open(cls, path=None):

@@ -1,8 +1,10 @@
-"""Draws from words, and reads pictures, with a model that train.py has made:
+"""Draws from words, reads pictures and writes texts, with a model that train.py has made:
 
     python sample.py "a bold slanted seven"
     python sample.py "seven"                    the other words are left to chance
-    python sample.py --image digit.png          its caption
+    python sample.py --image picture.png        its caption
+    python sample.py --text "The ___"           goes on; within a text, ___ are three tokens
+    python sample.py                            a text from nothing
 
 Whatever is not given is free, and one and the same function fills it.
 """
@@ -21,31 +23,33 @@ import lightning as L
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
 from torchvision.utils import save_image
 
-from fudoki import STEPS, Fudoki, InputError, Parser, command, nearest
+from fudoki import (STEPS, UNREADABLE, Fudoki, InputError, Parser, command, crop, nearest,
+                    open_picture)
 
 
 def parse(argv=None):
     """The command line. InputError: a value that cannot be."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("prompt", nargs="*", help='what to draw, e.g. "a bold slanted seven"')
+    parser.add_argument("prompt", nargs="*", help='what to draw, e.g. "a bold slanted seven", '
+                        "or the text to be filled")
+    parser.add_argument("--text", help="the same: a caption, or the text to be filled")
     parser.add_argument("--image", help="a picture to read: any size, colour or grey")
     parser.add_argument("--checkpoint", help="default: the newest under runs/")
-    parser.add_argument("--n", type=int, default=16, help="pictures to draw (default: 16)")
+    parser.add_argument("--n", type=int, help="pictures to draw (default: 16), texts to write (1)")
     parser.add_argument("--steps", type=int, help=f"default: {Fudoki.DRAW['steps']} to draw, "
-                        f"{Fudoki.READ['steps']} to read")
+                        f"{Fudoki.READ['steps']} to read, {Fudoki.WRITE['steps']} to write")
     parser.add_argument("--step", default="race", help=f"{', '.join(STEPS)} (default: race)")
     parser.add_argument("--guidance", type=float, help="g of u + g(c − u), 1 is off "
-                        f"(default: {Fudoki.DRAW['guidance']:g} to draw, 1 to read)")
+                        f"(default: {Fudoki.DRAW['guidance']:g} to draw, 1 for text)")
     parser.add_argument("--temperature", type=float, help="of x₁ ~ p(x₁ | x_t), 0 is greedy "
-                        f"(default: {Fudoki.DRAW['temperature']:g} to draw, 0 to read)")
+                        f"(default: {Fudoki.DRAW['temperature']:g} to draw, 0 to read, "
+                        f"{Fudoki.WRITE['temperature']:g} to write)")
     parser.add_argument("--seed", type=int, help="default: another result every time")
     parser.add_argument("--out", default="samples.png", help="the picture (default: samples.png)")
     given = parser.parse_args(argv)
-    if not given.prompt and not given.image:
-        raise InputError('say what to draw ("a bold slanted seven") or read (--image FILE)')
+    given.prompt = " ".join(given.prompt + ([given.text] if given.text else []))
     for name, least in (("n", 1), ("steps", 1), ("temperature", 0)):
         value = getattr(given, name)
         if value is not None and not least <= value < math.inf:
@@ -58,30 +62,9 @@ def parse(argv=None):
     return given
 
 
-def open_picture(path):
-    """A picture file as grey values (H, W) in [0, 1], transparent parts on white, and its size and
-    mode in words. InputError: there is none, or it is none."""
-    try:
-        with Image.open(path) as file:
-            picture = ImageOps.exif_transpose(file)
-            picture.load()
-    except FileNotFoundError as error:
-        raise InputError(f"there is no picture {path}") from error
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path} is no picture that can be read") from error
-    said = f"{picture.width}×{picture.height} {picture.mode}"
-    if picture.mode[0] in "IF":                         # 16 and 32 bits: whatever range it has
-        grey = np.asarray(picture, dtype=np.float32)
-        return (grey - grey.min()) / max(grey.max() - grey.min(), 1e-6), said
-    if "A" in picture.mode or "transparency" in picture.info:
-        picture = picture.convert("RGBA")
-        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-    return np.asarray(picture.convert("L"), dtype=np.float32) / 255, said
-
-
 def training_form(grey, size):
     """A digit as in training: light on dark, and if the size differs cut out, scaled to 20/28 of
-    the side and put with its centre of mass in the middle. (H, W) -> (1, 1, size, size) and
+    the side and put with its centre of mass in the middle. (H, W) -> (1, size, size) and
     what was done, in words. InputError: there is nothing on it."""
     done = []
     border = np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
@@ -105,7 +88,26 @@ def training_form(grey, size):
         grey = np.zeros((size, size), np.float32)
         grey[corner[0]:corner[0] + ink.shape[0], corner[1]:corner[1] + ink.shape[1]] = ink
         done.append(f"cut out, scaled and centred in {size}×{size}")
-    return torch.from_numpy(np.ascontiguousarray(grey))[None, None], done
+    return torch.from_numpy(np.ascontiguousarray(grey))[None], done
+
+
+def see(path, model):
+    """A picture file as the model's training saw them: -> (1, C, size, size); says what was done.
+    InputError: it cannot be read."""
+    try:
+        picture = open_picture(path)
+    except FileNotFoundError as error:
+        raise InputError(f"there is no picture {path}") from error
+    except UNREADABLE as error:
+        raise InputError(f"{path} is no picture that can be read") from error
+    said, size = [f"{picture.width}×{picture.height} {picture.mode}"], model.patches.size
+    if model.hparams.form == "digit":
+        grey = np.asarray(picture.convert("L"), dtype=np.float32) / 255
+        image, done = training_form(grey, size)
+    else:
+        image, done = crop(picture, size, model.patches.channels), ["its middle square"]
+    print(f"{path}: {'; '.join(said + done)}")
+    return image[None]
 
 
 def preview(images):
@@ -126,23 +128,27 @@ def main(argv=None):
     print(f"{model.source}, trained on {model.hparams.data}")
     if given.seed is not None:
         L.seed_everything(given.seed, verbose=False)
-    known, n, gaps = {}, 1 if given.image else given.n, True
-    if given.prompt:
-        known["text"] = model.words.encode([" ".join(given.prompt)]).expand(n, -1)
+    alone = model.patches is None
+    if alone and given.image:
+        raise InputError("this model knows texts only, no pictures")
+    if not (alone or given.prompt or given.image):
+        raise InputError("say what to draw, in words of its captions, or read (--image FILE)")
+    known, n, gaps = {}, 1 if given.image else given.n or (1 if alone else 16), True
+    if given.prompt or alone:
+        known["text"] = model.words.encode([given.prompt or "___"]).expand(n, -1)
         gaps = bool((known["text"] < 0).any())
-        if not given.image and not model.hparams.infill:    # it never learned to fill such gaps
+        if not (given.image or model.hparams.infill):       # it never learned to fill such gaps
             known["text"] = model.words.complete(known["text"])
     if given.image:
-        grey, said = open_picture(given.image)
-        picture, done = training_form(grey, model.patches.size)
-        print(f"{given.image}: {'; '.join([said, *done])}")
+        picture = see(given.image, model)
         known["image"] = model.patches.encode(picture.to(model.device))
         preview(model.patches.decode(known["image"]))
     x, free = model.blank(n, **known)
     if not any(f.any() for f in free.values()):
-        raise InputError("the picture and its whole caption are given: nothing is left to fill")
+        raise InputError("all is given, nothing is left to fill; ___ is a blank")
 
-    options = dict(model.READ if given.image else model.DRAW, step=given.step)
+    defaults = model.WRITE if alone else model.READ if given.image else model.DRAW
+    options = dict(defaults, step=given.step)
     options |= {k: v for k, v in vars(given).items() if k in model.DRAW and v is not None}
     if options.get("guidance", 1) != 1 and all(f.any() for f in free.values()):
         print("guidance is off: no caption is given whole, so there is nothing to leave out")
@@ -152,7 +158,7 @@ def main(argv=None):
     moves = sum((a[m] != b[m]).sum().item() for a, b in zip(states, states[1:]) for m in x)
     moves /= sum(f.sum().item() for f in free.values())
 
-    if free["image"].any():
+    if not alone and free["image"].any():
         pictures = model.patches.decode(states[-1]["image"]).clamp(0, 1)
         preview(pictures)
         try:

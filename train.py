@@ -1,10 +1,15 @@
 """Trains a model, shows what it learns, and measures what it can do:
 
-    python train.py                     tokenised MNIST with captions (--preset toy)
-    python train.py --preset smoke      rendered digits, half a minute: does everything run?
+    python train.py                             tokenised MNIST with captions (--preset toy)
+    python train.py --preset smoke              rendered digits, half a minute: does it run?
+    python train.py --data FOLDER               your pictures, their captions in metadata.csv
+    python train.py --preset text --text FILE   a text, character by character
+    python train.py --preset ar --text FILE     a text, from a pretrained language model
+    python train.py --preset ar                 the toy, from a pretrained language model
 
-The model learns to draw "a bold slanted seven" and to read one. What it writes is in
-runs/<preset>/: model.ckpt, samples/*.png, report.csv and the log of every run.
+Pictures with captions are learned in both directions, drawing and reading; texts are written,
+continued and completed. What it writes is in runs/<preset>/: model.ckpt, samples/, report.csv
+and the log of every run.
 """
 import os
 
@@ -13,9 +18,11 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")     # threads that wait do n
 import argparse
 import csv
 import datetime
+import itertools
 import logging
 import math
 import pathlib
+import re
 import signal
 import sys
 import time
@@ -27,24 +34,29 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch.callbacks import TQDMProgressBar, WeightAveraging
 from lightning.pytorch.loggers import CSVLogger
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import nn
 from torch.utils.data import DataLoader, RandomSampler
 from torchvision.datasets import MNIST
 from torchvision.utils import save_image
 
-from fudoki import PATHS, SCHEDULES, Fudoki, InputError, Parser, Patches, command, k_means, nearest
+from fudoki import (PATHS, SCHEDULES, TEXTS, UNREADABLE, Fudoki, InputError, Parser, Patches,
+                    Pieces, Vocabulary, command, crop, k_means, nearest, open_picture)
 
 PRESETS = {         # what they cost and reach: tests/bench/*.csv, README
     "toy": dict(
         codes=256, patch=4, path="metric", exponent=2.0, normalize=False, schedule="calibrated",
         width=96, depth=4, heads=3, lr=3e-3, weight_decay=0.01, share=0.65, drop=0.1, infill=0.0,
         batch=64, steps=4500, max_minutes=12.5, ema=0.999, val_every=500, train_images=60_000,
-        test_images=10_000, drawings=1000, threads=0, seed=0),
+        test_images=10_000, drawings=1000, threads=0, seed=0, data="", image_size=64, text="",
+        length=128, backbone="", freeze=0.0),
     "smoke": dict(
         codes=128, patch=7, width=64, depth=2, heads=2, lr=5e-3, steps=600, max_minutes=1 / 3,
         share=0.5, ema=0.98, val_every=300, train_images=4000, test_images=500, drawings=200,
         threads=1),
+    "folder": dict(batch=32, infill=0.2),
+    "text": dict(width=128, heads=4, batch=32, infill=0.5, max_minutes=10.0),
+    "ar": dict(backbone="HuggingFaceTB/SmolLM2-135M", lr=3e-4, batch=16, infill=0.5),
 }
 TRAINER = dict(accelerator="auto", devices="auto", num_nodes=1, strategy="auto", precision="auto")
 HELP = dict(
@@ -55,23 +67,28 @@ HELP = dict(
     heads="of its attention", lr="peak learning rate", weight_decay="of AdamW",
     share="of a batch that is drawn, the rest is read",
     drop="how often captions are left out when drawing, for guidance",
-    infill="share of rows in which a coin decides for each word whether it is given, so that "
-    "sample.py may leave words to the model; costs accuracy in drawing", batch="rows per step",
+    infill="share of rows in which part of the text is given and part is free; costs the toy "
+    "accuracy in drawing", batch="rows per step",
     steps="training steps at most", max_minutes="minutes of training at most; both ends are known "
     "to the learning rate", ema="decay of the averaged weights",
     val_every="steps between validations, sample grids and checkpoints",
     train_images="training images used", test_images="test images read in the report",
     drawings="images drawn in the report", threads="of the CPU; 0 leaves it to PyTorch, 1 is "
-    "faster for very small models", seed="of everything random")
+    "faster for very small models", seed="of everything random",
+    data="a folder of pictures and a metadata.csv with the columns file_name and text",
+    image_size="of those pictures, in pixels", text="a file to learn, UTF-8; between its "
+    "documents stands <|endoftext|>; presets text and ar", length="tokens of its windows",
+    backbone="a folder or a name on the Hugging Face hub: the causal language model to start from",
+    freeze="share of the training in which the backbone's words are kept as they are")
 AT_LEAST_ONE = ("codes", "patch", "width", "depth", "heads", "steps", "val_every", "train_images",
-                "test_images", "drawings")
+                "test_images", "drawings", "image_size", "length")
 SIZE = 28           # side of a picture in pixels
 
 
 def parse(argv=None):
     """The settings of a run: the preset's, overridden by flags. InputError: a wrong one."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", default="toy", help=f"{' or '.join(PRESETS)} (default: toy)")
+    parser.add_argument("--preset", help=f"{', '.join(PRESETS)} (default: toy, folder for --data)")
     parser.add_argument("--data-dir", help="a folder with MNIST in torchvision's layout, "
                         "<folder>/MNIST/raw; by default it is downloaded to data/")
     parser.add_argument("--resume", action="store_true",
@@ -80,11 +97,12 @@ def parse(argv=None):
         kind = dict(action=argparse.BooleanOptionalAction) if isinstance(value, bool) \
             else dict(type=type(value))
         parser.add_argument("--" + name.replace("_", "-"), **kind,
-                            help=f"{HELP[name]} (toy: {value})")
+                            help=HELP[name] + (f" (toy: {value})" if value != "" else ""))
     for name, value in TRAINER.items():
         parser.add_argument("--" + name.replace("_", "-"), type=type(value),
                             help=f"of Lightning's Trainer (default: {value})")
     given = {k: v for k, v in vars(parser.parse_args(argv)).items() if v is not None}
+    given = {"preset": "folder" if "data" in given else "toy"} | given
     if given["preset"] not in PRESETS:
         raise InputError(f"no preset {given['preset']}; {nearest(given['preset'], PRESETS)}")
     run = argparse.Namespace(
@@ -96,17 +114,23 @@ def parse(argv=None):
     for name in AT_LEAST_ONE:
         if getattr(run, name) < 1:
             raise InputError(f"--{name.replace('_', '-')} has to be at least 1")
-    if SIZE % run.patch:
-        raise InputError(f"--patch {run.patch} does not divide the picture's side, {SIZE}")
-    if run.width % (4 * run.heads):
+    run.size = run.image_size if run.data else SIZE
+    if run.size % run.patch:
+        raise InputError(f"--patch {run.patch} does not divide the picture's side, {run.size}")
+    if not run.backbone and run.width % (4 * run.heads):
         raise InputError(f"--width {run.width} is no multiple of 4·heads = {4 * run.heads}")
-    if not (0 < run.share < 1 and run.batch > 1 and run.max_minutes > 0 and 0 <= run.drop <= 1):
-        raise InputError("--share has to lie between 0 and 1, --drop from 0 to 1, --batch has to "
-                         "be at least 2 and --max-minutes above 0")
+    if not (0 < run.share < 1 and run.batch > 1 and run.max_minutes > 0 and 0 <= run.drop <= 1
+            and 0 <= run.infill <= 1 and 0 <= run.freeze < 1):
+        raise InputError("--share has to lie between 0 and 1, --drop, --infill and --freeze from "
+                         "0 to 1, --batch has to be at least 2 and --max-minutes above 0")
+    if run.text and (run.data or run.preset not in ("text", "ar")):
+        raise InputError("--text goes with --preset text or --preset ar, and without --data")
+    if run.backbone and run.path == "mask":
+        raise InputError("--path mask needs a token that the backbone does not have")
     return run
 
 
-# ------------------------------------------------------------------ the data: digits with captions
+# ------------------------------------------------------------------------- digits with captions
 
 DIGITS = "zero one two three four five six seven eight nine".split()
 SLOTS = [["thin", "bold"], ["upright", "slanted"], DIGITS]
@@ -174,143 +198,7 @@ def load_digits(run):
             tuple(part[:run.test_images] for part in test), origin)
 
 
-class Pairs(torch.utils.data.Dataset):
-    """Tokens {name: (N, L)} with their captions; rows leave as one batch, without a loop."""
-
-    def __init__(self, model, images, digits):
-        image = model.patches.encode(images.to(model.device))
-        seen = model.patches.decode(image).cpu()        # captions of what the model can see
-        self.texts = captions(seen, digits)
-        self.tokens = {"text": model.words.encode(self.texts), "image": image.cpu()}
-
-    def __len__(self):
-        return len(self.texts)
-
-    def __getitems__(self, rows):
-        return {m: tokens[rows] for m, tokens in self.tokens.items()}
-
-
-def build(run, images, origin):
-    """A new model whose codebook and schedules fit these pictures."""
-    some = images[torch.randperm(len(images))[:8000]]
-    patches = F.unfold(some, run.patch, stride=run.patch).transpose(1, 2).flatten(0, 1)
-    codebook = k_means(patches, run.codes)
-    tokens = Patches(codebook, run.patch, SIZE).encode(some)
-    names = ("codes patch path exponent normalize schedule width depth heads lr weight_decay "
-             "share drop infill").split()
-    return Fudoki(SLOTS, size=SIZE, data=origin, codebook=codebook,
-                  frequency={"image": torch.bincount(tokens.flatten(), minlength=run.codes)},
-                  **{name: getattr(run, name) for name in names})
-
-
-# ------------------------------------------------------------------------------------ the training
-
-class Bar(TQDMProgressBar):
-    """Lightning's progress bar, with the time that is left until the last step or minute."""
-
-    def get_metrics(self, trainer, model):
-        """Loss, accuracy, time left."""
-        metrics = super().get_metrics(trainer, model)
-        metrics.pop("v_num", None)
-        done = model.progress()
-        left = (time.time() - self.begin) * (1 - done) / max(done - self.before, 1e-9)
-        return metrics | {"left": f"{int(left) // 60}:{int(left) % 60:02}"}
-
-    def on_train_start(self, trainer, model):
-        self.begin, self.before = time.time(), model.progress()
-        super().on_train_start(trainer, model)
-
-
-class Keep(L.Callback):
-    """Sample grids and checkpoints at every validation, and at the end however it comes. It has to
-    stand before the averaging, so that it draws with the averaged weights and saves both kinds."""
-
-    def __init__(self, folder, resume):
-        self.folder, self.fresh = folder, not resume
-        self.signal, self.handlers, self.first = None, {}, math.inf
-
-    def stop(self, number, frame):
-        """A signal handler: end after this step."""
-        self.signal, self.trainer.should_stop = number, True
-
-    def on_train_start(self, trainer, model):
-        self.trainer, self.first = trainer, trainer.global_step
-        self.handlers = {n: signal.signal(n, self.stop) for n in (signal.SIGINT, signal.SIGTERM)}
-
-    def on_train_batch_end(self, trainer, model, outputs, batch, index):
-        if trainer.global_step % 20 == 0 and not torch.isfinite(outputs["loss"]):
-            raise InputError(f"the loss is {outputs['loss'].item()} at step "
-                             f"{trainer.global_step}; try a lower --lr")
-
-    def on_validation_epoch_end(self, trainer, model):
-        if trainer.is_global_zero:
-            texts = [f"{a} {b} {digit}" for a in SLOTS[0] for b in SLOTS[1] for digit in DIGITS]
-            with torch.random.fork_rng():
-                torch.manual_seed(0)
-                images = model.draw(texts)
-            path = self.folder / "samples" / f"step_{trainer.global_step:06d}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            save_image(images, path, nrow=10)
-
-    def on_validation_end(self, trainer, model):
-        self.save(trainer)
-
-    def save(self, trainer):
-        """model.ckpt, whole or not at all; an older run's becomes previous.ckpt."""
-        path, new = self.folder / "model.ckpt", self.folder / "model.part"
-        trainer.save_checkpoint(new)
-        if trainer.is_global_zero:
-            if self.fresh and path.exists():
-                path.replace(self.folder / "previous.ckpt")
-            new.replace(path)
-        self.fresh = False
-
-    def on_train_end(self, trainer, model):
-        self.save(trainer)
-        self.restore()
-
-    def on_exception(self, trainer, model, exception):
-        self.restore()
-
-    def restore(self):
-        """The signal handlers of before."""
-        for number, handler in self.handlers.items():
-            signal.signal(number, handler)
-
-
-def fit(model, pairs, run, folder):
-    """Trains with Lightning; the model ends with its averaged weights. -> the Keep callback and
-    samples per second"""
-    if run.precision == "auto":
-        on_gpu = torch.cuda.is_available() and run.accelerator in ("auto", "gpu", "cuda")
-        half = "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported() else "16-mixed"
-        run.precision = half if on_gpu else "32-true"
-
-    def average(mean, now, n):          # at first the mean follows closely, it has seen little
-        return torch.lerp(mean, now, 1 - ((1 + n) / (10 + n)).clamp(max=run.ema))
-
-    keep = Keep(folder, run.resume)
-    trainer = L.Trainer(
-        **{name: getattr(run, name) for name in TRAINER}, max_steps=run.steps,
-        max_time=datetime.timedelta(minutes=run.max_minutes), gradient_clip_val=1.0,
-        val_check_interval=run.val_every, check_val_every_n_epoch=None, num_sanity_val_steps=0,
-        enable_model_summary=False, enable_checkpointing=False, log_every_n_steps=50,
-        logger=CSVLogger(folder, "log"),
-        callbacks=[Bar(refresh_rate=20), keep, WeightAveraging(use_buffers=False, avg_fn=average)])
-    n = min(1000, len(pairs) // 10)                     # held out for validation
-    rows = torch.arange(len(pairs))
-    seen, held = (torch.utils.data.Subset(pairs, r.tolist()) for r in (rows[n:], rows[:n]))
-    same = dict(collate_fn=lambda batch: batch)
-    sampler = RandomSampler(seen, num_samples=run.steps * run.batch)
-    loaders = (DataLoader(seen, run.batch, sampler=sampler, **same),
-               DataLoader(held, max(1, n // 10), **same))
-    begin, resume = time.time(), folder / "model.ckpt" if run.resume else None
-    trainer.fit(model, *loaders, ckpt_path=resume, weights_only=True)
-    model.to(trainer.strategy.root_device).eval()       # Lightning hands it back on the CPU
-    return keep, max(0, trainer.global_step - keep.first) * run.batch / (time.time() - begin)
-
-
-# -------------------------------------------------------------------------------------- the report
+# ------------------------------------------------------------------------------------ the measures
 
 class Judge(nn.Module):
     """A small CNN that has seen real digits only, and tells what a drawn one shows."""
@@ -355,48 +243,407 @@ def frechet(a, b):
 
 def right(texts, truth):
     """The shares of texts with the right digit, and of those with every word right."""
-    digit = sum(a.split()[-1] == b.split()[-1] for a, b in zip(texts, truth))
+    digit = sum(a.split()[-1:] == b.split()[-1:] for a, b in zip(texts, truth))
     whole = sum(a == b for a, b in zip(texts, truth))
     return digit / len(texts), whole / len(texts)
 
 
-def report(model, run, train, test):
-    """Draws and reads test captions and images. -> rows (what, digit, caption, Fréchet, images per
-    second, network calls)"""
-    judge = Judge().fit(*train)
-    images, digits = test
-    pairs = Pairs(model, images, digits)
-    truth, tokens = pairs.texts, pairs.tokens["image"].to(model.device)
-    decoded = model.patches.decode(tokens).cpu()
-    real, seen = judge(images)
-    ideal, ideal_seen = judge(decoded)
-    others = judge(train[0][:len(images)])[0]
-    begin = time.time()
-    drawn = model.draw(truth[:run.drawings]).cpu()
-    middle = time.time()
-    read = model.read(tokens)
-    end = time.time()
-    features, drawn_seen = judge(drawn)
-    draw = ", ".join(f"{k} {v:g}" for k, v in model.DRAW.items())
-    return [
-        ("judge, real test images", (seen == digits).float().mean().item(), math.nan,
-         frechet(others, real), math.nan, math.nan),
-        ("ceiling, decoded test images", *right(captions(decoded, ideal_seen), truth), math.nan,
-         math.nan, math.nan),
-        (f"drawing, {draw}", *right(captions(drawn, drawn_seen), truth[:run.drawings]),
-         frechet(features, ideal), run.drawings / (middle - begin), 2 * model.DRAW["steps"]),
-        ("reading, steps 1, greedy", *right(read, truth), math.nan, len(read) / (end - middle), 1)]
+def agreement(texts, truth):
+    """The shares of texts that are right altogether, and of the words of truth in their place."""
+    whole = sum(a == b for a, b in zip(texts, truth)) / len(truth)
+    words = [(x == y) for a, b in zip(texts, truth)
+             for x, y in itertools.zip_longest(a.split(), b.split()) if y is not None]
+    return whole, sum(words) / max(1, len(words))
 
 
-def show(rows, run):
-    """Prints the report."""
-    columns = "digit", "caption", "Fréchet", "images/s", "calls"
-    print(f"\n{run.drawings:,} images drawn, {run.test_images:,} read\n{'':46}"
-          + "".join(f"{column:>9}" for column in columns))
+def vocabulary(text):
+    """The words of a text, in lower case."""
+    return re.findall(r"[^\W\d_]+", text.lower())
+
+
+# ---------------------------------------------------------- all data: digits, folders, long texts
+
+class Rows(torch.utils.data.Dataset):
+    """Tokens {name: (N, L)}; rows leave as one batch, without a loop."""
+
+    def __init__(self, **tokens):
+        self.tokens = tokens
+
+    def __len__(self):
+        return len(next(iter(self.tokens.values())))
+
+    def __getitems__(self, rows):
+        return {m: tokens[rows] for m, tokens in self.tokens.items()}
+
+
+class Windows(torch.utils.data.Dataset):
+    """Windows of `length` tokens of a stream (N,), one every `stride`."""
+
+    def __init__(self, stream, length, stride=1):
+        self.windows = stream.unfold(0, length, stride)
+
+    def __len__(self):
+        return len(self.windows)
+
+    def __getitems__(self, rows):
+        return {"text": self.windows[rows]}
+
+
+def load_backbone(name):
+    """A pretrained model and tokenizer. -> options of `Fudoki`, the tokenizer's JSON and its
+    closing token. InputError: it cannot be had."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging as quiet
+    quiet.set_verbosity_error()
+    quiet.disable_progress_bar()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_pretrained(
+            name, trust_remote_code=False, use_safetensors=True, dtype="float32")
+        json = tokenizer.backend_tokenizer.to_str()
+    except (OSError, ValueError, AttributeError, ImportError, KeyError, RuntimeError) as error:
+        raise InputError(f"the backbone {name} cannot be loaded; it has to be the folder of a "
+                         "causal language model with safetensors and tokenizer.json, or the name "
+                         "of one on the Hugging Face hub, which needs a network") from error
+    end = tokenizer.eos_token_id
+    if end is None:
+        raise InputError(f"the tokenizer of the backbone {name} has no token that ends a text")
+    start = end if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    config = {k: v for k, v in model.config.to_dict().items()
+              if k not in ("_name_or_path", "architectures", "transformers_version")}
+    return dict(backbone=[config, start], pretrained=model), json, end
+
+
+OF_MODEL = ("path exponent normalize schedule width depth heads lr weight_decay share drop infill "
+            "freeze").split()
+
+
+class Pictures:
+    """Data: pictures with captions; what a kind of them adds is where they are from, `report`,
+    `words` and `examples`, captions that are drawn at every validation."""
+
+    def build(self, run):
+        """A new model whose codebook, words and schedules fit the data."""
+        images, n = self.train[0], run.size // run.patch
+        some = images[torch.randperm(len(images))[:8000 * 49 // n ** 2]]
+        patches = F.unfold(some, run.patch, stride=run.patch).transpose(1, 2).flatten(0, 1)
+        image = [run.codes, run.patch, run.size, images.shape[1]]
+        codebook = k_means(patches, run.codes)
+        tokens = Patches(*image, codebook=codebook).encode(some)
+        frequency = {"image": torch.bincount(tokens.flatten(), minlength=run.codes)}
+        options, text = {}, self.words
+        if run.backbone:
+            options, json, end = load_backbone(run.backbone)
+            ids = Pieces(json, math.inf, end, True).encode(self.examples)
+            text = ["pieces", json, ids.shape[1], end, True]
+            size = options["pretrained"].get_input_embeddings().num_embeddings
+            frequency["text"] = torch.bincount(ids.flatten(), minlength=size)
+        return Fudoki(text, image, data=self.origin, form=self.form, codebook=codebook,
+                      frequency=frequency, **options, **{k: getattr(run, k) for k in OF_MODEL})
+
+    def rows(self, model, images, labels):
+        """Tokens of pictures and captions, and the captions."""
+        image = model.patches.encode(images.to(model.device))
+        texts = self.captions(model.patches.decode(image).cpu(), labels)
+        return Rows(text=model.words.encode(texts), image=image.cpu()), texts
+
+    def tokens(self, model):
+        """Training and validation rows."""
+        rows, n = self.rows(model, *self.train)[0], min(1000, len(self.train[0]) // 10)
+        return (Rows(**{m: x[n:] for m, x in rows.tokens.items()}),
+                Rows(**{m: x[:n] for m, x in rows.tokens.items()}))
+
+    def sample(self, model, path):
+        """Draws the examples: path.png."""
+        save_image(model.draw(self.examples[:40]), path.with_suffix(".png"), nrow=10)
+
+
+class Digits(Pictures):
+    """MNIST, or digits rendered with a font, captioned by a rule."""
+    words, form, captions = ["words", SLOTS], "digit", staticmethod(captions)
+    examples = [f"a {a} {b} {c}" for a in SLOTS[0] for b in SLOTS[1] for c in DIGITS]
+
+    def __init__(self, run):
+        self.train, self.test, self.origin = load_digits(run)
+
+    def report(self, model, run):
+        """Draws and reads test captions and images: the share of right digits and of captions,
+        the Fréchet distance, images per second, network calls. -> columns, rows"""
+        (train, _), (images, digits) = self.train, self.test
+        judge = Judge().fit(*self.train)
+        rows, truth = self.rows(model, images, digits)
+        tokens = rows.tokens["image"].to(model.device)
+        decoded = model.patches.decode(tokens).cpu()
+        real, seen = judge(images)
+        ideal, ideal_seen = judge(decoded)
+        others = judge(train[:len(images)])[0]
+        begin = time.time()
+        drawn = model.draw(truth[:run.drawings]).cpu()
+        middle = time.time()
+        read = model.read(tokens)
+        end = time.time()
+        features, drawn_seen = judge(drawn)
+        draw = ", ".join(f"{k} {v:g}" for k, v in model.DRAW.items())
+        nan = math.nan
+        return ("digit", "caption", "frechet", "images_per_s", "calls"), [
+            ("judge, real test images", (seen == digits).float().mean().item(), nan,
+             frechet(others, real), nan, nan),
+            ("ceiling, decoded test images", *right(captions(decoded, ideal_seen), truth),
+             nan, nan, nan),
+            (f"drawing, {draw}", *right(captions(drawn, drawn_seen), truth[:run.drawings]),
+             frechet(features, ideal), run.drawings / (middle - begin), 2 * model.DRAW["steps"]),
+            ("reading, steps 1, greedy", *right(read, truth), nan, len(read) / (end - middle), 1)]
+
+
+class Folder(Pictures):
+    """Pictures and captions of a user: a folder with a metadata.csv."""
+    form, captions = "crop", staticmethod(lambda images, texts: texts)
+
+    def __init__(self, run):
+        images, texts = load_folder(run)
+        order = torch.randperm(len(images))
+        images, texts = images[order], [texts[i] for i in order]
+        n = max(1, len(images) // 10)
+        self.train, self.test = (images[n:], texts[n:]), (images[:n], texts[:n])
+        self.origin = f"the folder {pathlib.Path(run.data).resolve().name}"
+        lists = [Vocabulary.split(text) for text in texts]
+        self.words = ["vocabulary", sorted(set(itertools.chain(*lists))), max(map(len, lists)) + 1]
+        self.examples = list(dict.fromkeys(texts))
+
+    def report(self, model, run):
+        """How many captions of held-out pictures are read right, and what the model itself reads
+        in its drawings of these captions."""
+        rows, texts = self.rows(model, *self.test)
+        truth = model.words.decode(rows.tokens["text"])
+        begin = time.time()
+        read = model.read(rows.tokens["image"])
+        middle = time.time()
+        drawn = model.draw(texts)
+        end = time.time()
+        seen = model.read(model.patches.encode(drawn))
+        error = (model.patches.decode(rows.tokens["image"].to(model.device)).cpu() - self.test[0])
+        columns = "captions", "words", "images/s", "PSNR"
+        return columns, [
+            ("tokeniser", math.nan, math.nan, math.nan,
+             -10 * math.log10(error.square().mean().clamp(min=1e-10))),
+            ("reading", *agreement(read, truth), len(read) / (middle - begin), math.nan),
+            ("drawing, read by the model itself", *agreement(seen, truth),
+             len(drawn) / (end - middle), math.nan)]
+
+
+def load_folder(run):
+    """Pictures (N, C, size, size) in [0, 1], cropped to a square, and N captions, of a folder's
+    metadata.csv (file_name, text). Pictures that cannot be read are named and skipped. InputError:
+    no such folder, a row without a caption or outside of the folder, fewer than 20 pictures."""
+    folder = pathlib.Path(run.data)
+    try:
+        with open(folder / "metadata.csv", newline="", encoding="utf-8-sig") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, UnicodeError, csv.Error) as error:
+        raise InputError(f"{folder / 'metadata.csv'} cannot be read; it has to be a CSV file with "
+                         "the columns file_name and text") from error
+    pictures, texts = [], []
+    for number, row in enumerate(rows, 2):
+        name, text = row.get("file_name"), row.get("text")
+        if not (name and text and Vocabulary.split(text)):
+            raise InputError(f"{folder / 'metadata.csv'}, line {number}: file_name or text is "
+                             "missing")
+        if not (folder / name).resolve().is_relative_to(folder.resolve()):
+            raise InputError(f"{folder / 'metadata.csv'}, line {number}: {name} lies outside of "
+                             "the folder")
+        try:
+            pictures.append(ImageOps.fit(open_picture(folder / name), (run.size, run.size)))
+            texts.append(text)
+        except UNREADABLE as error:
+            print(f"skipped {name}: {error}", file=sys.stderr)
+    if len(pictures) < len(rows):
+        print(f"{len(rows) - len(pictures)} of {len(rows)} pictures were skipped", file=sys.stderr)
+    if len(pictures) < 20:
+        raise InputError(f"{folder} has {len(pictures)} pictures that can be read; at least 20 "
+                         "are needed")
+    channels = 1 if all(picture.mode == "L" for picture in pictures) else 3
+    return torch.stack([crop(picture, run.size, channels) for picture in pictures]), texts
+
+
+class Corpus:
+    """Data: a long text. The last tenth is held out."""
+
+    def __init__(self, run):
+        if run.text:
+            try:
+                text = pathlib.Path(run.text).read_text(encoding="utf-8")
+            except (OSError, UnicodeError) as error:
+                raise InputError(f"--text {run.text} cannot be read as UTF-8 text") from error
+            self.origin = f"the text {pathlib.Path(run.text).name}"
+        else:
+            from pydoc_data.topics import topics
+            text = "\n\n".join(topics[name] for name in sorted(topics))
+            self.origin = "the documentation text that ships with Python"
+        cut = len(text) * 9 // 10
+        self.alphabet, self.train, self.test = sorted(set(text)), text[:cut], text[cut:]
+        if len(self.test) < 10 * run.length:
+            raise InputError(f"the text has {len(text)} characters; --length {run.length} needs "
+                             f"at least {100 * run.length}")
+
+    def build(self, run):
+        """A new model whose words and schedule fit the data."""
+        options, text = {}, ["characters", "".join(self.alphabet), run.length]
+        size = len(self.alphabet)
+        if run.backbone:
+            options, json, end = load_backbone(run.backbone)
+            text = ["pieces", json, run.length, end, False]
+            size = options["pretrained"].get_input_embeddings().num_embeddings
+        frequency = torch.bincount(stream(TEXTS[text[0]](*text[1:]), self.train), minlength=size)
+        return Fudoki(text, data=self.origin, frequency={"text": frequency}, **options,
+                      **{k: getattr(run, k) for k in OF_MODEL})
+
+    def tokens(self, model):
+        """Training windows, which begin anywhere, and held-out ones, side by side."""
+        seen, held = (stream(model.words, text) for text in (self.train, self.test))
+        length = model.words.length
+        held = Windows(held, length, length)
+        return (Windows(seen, length),
+                torch.utils.data.Subset(held, range(min(200, len(held)))))
+
+    def sample(self, model, path):
+        """Writes four windows: path.txt."""
+        path.with_suffix(".txt").write_text("\n\n----\n\n".join(model.write(["___"] * 4)))
+
+    def report(self, model, run):
+        """Cross-entropy of held-out text by t, and how many of the words that the model writes
+        occur in the training text, beside the same share of held-out text."""
+        held = self.tokens(model)[1]
+        rows, known, written = [], set(vocabulary(self.train)), model.write(["___"] * 32)
+        for t in torch.linspace(0.05, 0.95, 10).tolist():
+            losses = []
+            for i in range(0, len(held), 20):
+                x_1 = {"text": held.dataset.windows[i:i + 20].to(model.device)}
+                with torch.no_grad():
+                    losses.append(model.loss(x_1, model.only(x_1, "text"), t)[0].item())
+            rows.append((f"held-out cross-entropy at t = {t:.2f}", sum(losses) / len(losses)))
+        for what, texts in (("held-out", [self.test]), ("written", written)):
+            words = [word for text in texts for word in vocabulary(text)[1:-1]]
+            share = sum(word in known for word in words) / max(1, len(words))
+            rows.append((f"share of {what} words that the training text has", share))
+        return ("value",), rows
+
+
+def stream(words, text):
+    """A long text as tokens (N,); a backbone's `end` stands between its documents."""
+    if words.end is None:
+        return torch.tensor(words.ids(text))
+    documents = (words.ids(part.strip()) for part in text.split("<|endoftext|>"))
+    return torch.tensor([token for ids in documents for token in (*ids, words.end)])
+
+
+# ------------------------------------------------------------------------------------ the training
+
+class Bar(TQDMProgressBar):
+    """Lightning's progress bar, with the time that is left until the last step or minute."""
+
+    def get_metrics(self, trainer, model):
+        """Loss, accuracy, time left."""
+        metrics = super().get_metrics(trainer, model)
+        metrics.pop("v_num", None)
+        done = model.progress()
+        left = (time.time() - self.begin) * (1 - done) / max(done - self.before, 1e-9)
+        return metrics | {"left": f"{int(left) // 60}:{int(left) % 60:02}"}
+
+    def on_train_start(self, trainer, model):
+        self.begin, self.before = time.time(), model.progress()
+        super().on_train_start(trainer, model)
+
+
+class Keep(L.Callback):
+    """Sample grids and checkpoints at every validation, and at the end however it comes. It has to
+    stand before the averaging, so that it draws with the averaged weights and saves both kinds."""
+
+    def __init__(self, data, folder, resume):
+        self.data, self.folder, self.fresh = data, folder, not resume
+        self.signal, self.handlers, self.first = None, {}, math.inf
+
+    def stop(self, number, frame):
+        """A signal handler: end after this step."""
+        self.signal, self.trainer.should_stop = number, True
+
+    def on_train_start(self, trainer, model):
+        self.trainer, self.first = trainer, trainer.global_step
+        self.handlers = {n: signal.signal(n, self.stop) for n in (signal.SIGINT, signal.SIGTERM)}
+
+    def on_train_batch_end(self, trainer, model, outputs, batch, index):
+        if trainer.global_step % 20 == 0 and not torch.isfinite(outputs["loss"]):
+            raise InputError(f"the loss is {outputs['loss'].item()} at step "
+                             f"{trainer.global_step}; try a lower --lr")
+
+    def on_validation_epoch_end(self, trainer, model):
+        if trainer.is_global_zero:
+            path = self.folder / "samples" / f"step_{trainer.global_step:06d}"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with torch.random.fork_rng():
+                torch.manual_seed(0)
+                self.data.sample(model, path)
+
+    def on_validation_end(self, trainer, model):
+        self.save(trainer)
+
+    def save(self, trainer):
+        """model.ckpt, whole or not at all; an older run's becomes previous.ckpt."""
+        path, new = self.folder / "model.ckpt", self.folder / "model.part"
+        trainer.save_checkpoint(new)
+        if trainer.is_global_zero:
+            if self.fresh and path.exists():
+                path.replace(self.folder / "previous.ckpt")
+            new.replace(path)
+        self.fresh = False
+
+    def on_train_end(self, trainer, model):
+        self.save(trainer)
+        self.restore()
+
+    def on_exception(self, trainer, model, exception):
+        self.restore()
+
+    def restore(self):
+        """The signal handlers of before."""
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
+
+
+def fit(model, data, run, folder):
+    """Trains with Lightning; the model ends with its averaged weights. -> the Keep callback and
+    samples per second"""
+    if run.precision == "auto":
+        on_gpu = torch.cuda.is_available() and run.accelerator in ("auto", "gpu", "cuda")
+        half = "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported() else "16-mixed"
+        run.precision = half if on_gpu else "32-true"
+
+    def average(mean, now, n):          # at first the mean follows closely, it has seen little
+        return torch.lerp(mean, now, 1 - ((1 + n) / (10 + n)).clamp(max=run.ema))
+
+    keep, (seen, held) = Keep(data, folder, run.resume), data.tokens(model)
+    trainer = L.Trainer(
+        **{name: getattr(run, name) for name in TRAINER}, max_steps=run.steps,
+        max_time=datetime.timedelta(minutes=run.max_minutes), gradient_clip_val=1.0,
+        val_check_interval=run.val_every, check_val_every_n_epoch=None, num_sanity_val_steps=0,
+        enable_model_summary=False, enable_checkpointing=False, log_every_n_steps=50,
+        logger=CSVLogger(folder, "log"),
+        callbacks=[Bar(refresh_rate=20), keep, WeightAveraging(use_buffers=False, avg_fn=average)])
+    same = dict(collate_fn=lambda batch: batch)
+    sampler = RandomSampler(seen, num_samples=run.steps * run.batch)
+    loaders = (DataLoader(seen, run.batch, sampler=sampler, **same),
+               DataLoader(held, max(1, len(held) // 10), **same))
+    begin, resume = time.time(), folder / "model.ckpt" if run.resume else None
+    trainer.fit(model, *loaders, ckpt_path=resume, weights_only=True)
+    model.to(trainer.strategy.root_device).eval()       # Lightning hands it back on the CPU
+    return keep, max(0, trainer.global_step - keep.first) * run.batch / (time.time() - begin)
+
+
+def show(columns, rows):
+    """Prints a report."""
+    print(f"\n{'':50}" + "".join(f"{column:>14}" for column in columns))
     for what, *numbers in rows:
-        cells = (format(n, "" if math.isnan(n) else form).replace("nan", "")
-                 for n, form in zip(numbers, (".3f", ".3f", ".1f", ".0f", ".0f")))
-        print(f"{what:46}" + "".join(f"{cell:>9}" for cell in cells))
+        cells = ("" if math.isnan(n) else f"{n:.3f}" if n < 10 else f"{n:.0f}" for n in numbers)
+        print(f"{what:50}" + "".join(f"{cell:>14}" for cell in cells))
 
 
 # -------------------------------------------------------------------------------------------- main
@@ -412,34 +659,36 @@ def main(argv=None):
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     L.seed_everything(run.seed, verbose=False)
     torch.set_num_threads(run.threads or torch.get_num_threads())
-    train, test, origin = load_digits(run)
-    model = Fudoki.open(folder / "model.ckpt").train() if run.resume else \
-        build(run, train[0], origin)
-    pairs = Pairs(model, *train)
+    data = (Folder if run.data else Corpus if run.text or run.preset == "text" else Digits)(run)
+    model = Fudoki.open(folder / "model.ckpt").train() if run.resume else data.build(run)
     count = sum(p.numel() for p in model.net.parameters())
-    print(f"{origin}: {len(pairs):,} images of {model.lengths['image']} tokens, captions of "
-          f"{model.lengths['text']}; {count / 1e6:.2f} M parameters", flush=True)
-    keep, rate = fit(model, pairs, run, folder)
+    what = " and ".join(f"{n} {m} tokens" for m, n in model.lengths.items())
+    print(f"{data.origin}: {what} in a row; {count / 1e6:.2f} M parameters", flush=True)
+    keep, rate = fit(model, data, run, folder)
     if keep.signal:
         print(f"\nstopped; {folder / 'model.ckpt'} is saved, go on with --resume")
         return
     if model.global_rank > 0:
         return                                          # one process reports
-    rows = report(model, run, train, test)
+    columns, rows = data.report(model, run)
     minutes = (time.time() - begin) / 60
-    save_image(test[0][0], folder / "digit.png")
-    show(rows, run)
-    same = dict(minutes=f"{minutes:.2f}", samples_per_s=f"{rate:.0f}", seed=run.seed, data=origin,
+    show(columns, rows)
+    same = dict(minutes=f"{minutes:.2f}", samples_per_s=f"{rate:.0f}", seed=run.seed,
+                data=data.origin,
                 device=f"{model.device.type}, {torch.get_num_threads()} threads",
                 command=" ".join(["python train.py", *(sys.argv[1:] if argv is None else argv)]))
     with open(folder / "report.csv", "w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["what", "digit", "caption", "frechet", "images_per_s", "calls", *same])
+        writer.writerow(["what", *columns, *same])
         writer.writerows([*row, *same.values()] for row in rows)
     print(f"\n{minutes:.1f} minutes, {rate:.0f} samples/s in training; model and samples are in "
-          f"{folder}. Next:\n"
-          f'  python sample.py "a bold slanted seven"\n'
-          f"  python sample.py --image {folder / 'digit.png'}")
+          f"{folder}. Next:")
+    if model.patches:
+        save_image(data.test[0][0], folder / "picture.png")
+        print(f'  python sample.py "{data.examples[-3:][0]}"\n'
+              f"  python sample.py --image {folder / 'picture.png'}")
+    else:
+        print('  python sample.py\n  python sample.py --text "The ___"')
 
 
 if __name__ == "__main__":

@@ -54,7 +54,7 @@ def complaint(capsys, main, *arguments):
 
 def test_smoke_learns_and_reports(smoke):
     run = smoke / "runs/smoke"
-    assert {p.name for p in run.iterdir()} == {"model.ckpt", "samples", "log", "report.csv", "digit.png"}
+    assert {p.name for p in run.iterdir()} == {"model.ckpt", "samples", "log", "report.csv", "picture.png"}
     rows = {row["what"].split(",")[0]: row for row in csv.DictReader(open(run / "report.csv"))}
     assert set(rows) == {"judge", "ceiling", "drawing", "reading"}
     assert float(rows["judge"]["digit"]) > 0.9
@@ -84,7 +84,7 @@ def test_checkpoint_holds_all_of_the_averaged_model(here):
     assert (np.asarray(Image.open(here / "again.png")) == np.asarray(Image.open(grid))).mean() > 0.999
 
 
-def test_a_signal_leaves_a_checkpoint_and_resume_goes_on(tmp_path, monkeypatch, capsys):
+def test_a_signal_leaves_a_checkpoint_and_resume_goes_on(no_judge, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     class Interrupted(train.Keep):
         def on_train_batch_end(self, trainer, *args):
@@ -115,7 +115,7 @@ def test_a_failed_run_says_so_and_leaves_the_old_model(here, capsys):
     assert path.read_bytes() == before and not list(path.parent.glob("*.part"))
 
 
-def test_without_mnist_digits_are_rendered_and_everybody_is_told(tmp_path, monkeypatch, capsys):
+def test_without_mnist_digits_are_rendered_and_everybody_is_told(no_judge, tmp_path, monkeypatch, capsys):
     def unreachable(*args, **kwargs):
         raise RuntimeError("Error downloading train-images-idx3-ubyte.gz")
     monkeypatch.setattr(train, "MNIST", unreachable)
@@ -178,7 +178,7 @@ def test_draw_with_every_step_and_words_left_out(here, capsys, step):
     assert len(re.findall(r"^a bold \w+ seven$", said, re.M)) == 2
 
 
-def test_a_model_trained_with_infill_chooses_the_words_itself(tmp_path, monkeypatch, capsys):
+def test_a_model_trained_with_infill_chooses_the_words_itself(no_judge, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert train.main(["--preset", "smoke", *TINY, "--steps", "3", "--infill", "0.5"]) == 0
     assert sample.main(["bold", "seven", "--steps", "3"]) == 0
@@ -188,7 +188,7 @@ def test_a_model_trained_with_infill_chooses_the_words_itself(tmp_path, monkeypa
 
 
 def test_read_any_form_of_a_picture(here, capsys):
-    digit = Image.open("runs/smoke/digit.png").convert("L")
+    digit = Image.open("runs/smoke/picture.png").convert("L")
     Image.eval(digit, lambda v: 255 - v).save("dark.png")
     large = digit.resize((200, 200))
     wide = Image.new("RGB", (400, 300), (250, 240, 220))
@@ -198,13 +198,13 @@ def test_read_any_form_of_a_picture(here, capsys):
     clear.putalpha(large)
     clear.save("clear.png")
     captions = {}
-    for name in ("runs/smoke/digit.png", "dark.png", "colour.png", "clear.png"):
+    for name in ("runs/smoke/picture.png", "dark.png", "colour.png", "clear.png"):
         assert sample.main(["--image", name, "--seed", "0"]) == 0
         said = capsys.readouterr().out
         captions[name] = re.search(r"^a \w+ \w+ \w+$", said, re.M)[0]
-        assert ("dark on light" in said) == (name != "runs/smoke/digit.png")
+        assert ("dark on light" in said) == (name != "runs/smoke/picture.png")
         assert ("cut out" in said) == (name in ("colour.png", "clear.png"))
-    assert captions["dark.png"] == captions["runs/smoke/digit.png"]
+    assert captions["dark.png"] == captions["runs/smoke/picture.png"]
     assert captions["colour.png"] == captions["clear.png"]
     assert sample.main(["--image", "dark.png", "a bold ___ seven"]) == 0            # only one word is free
     assert re.search(r"^a bold \w+ seven$", capsys.readouterr().out, re.M)
@@ -234,7 +234,7 @@ def test_mistakes_in_training(arguments, says, capsys, tmp_path, monkeypatch):
     ("--image none.png", "no picture none.png"), ("--image report.png", "no picture that can be read"),
     ("--image empty.png", "the picture is empty"), ("seven --checkpoint report.png", "damaged"),
     ("seven --checkpoint half.ckpt", "damaged"), ("seven --checkpoint other.ckpt", "damaged, or no checkpoint"),
-    ("'a bold slanted one' --image runs/smoke/digit.png", "nothing is left to fill")])
+    ("'a bold slanted one' --image runs/smoke/picture.png", "nothing is left to fill")])
 def test_mistakes_in_sampling(arguments, says, capsys, here):
     Path("samples.png").unlink(missing_ok=True)
     shutil.copyfile("runs/smoke/report.csv", "report.png")

@@ -14,7 +14,7 @@ SLOTS = [["red", "blue"], ["round", "square"], ["one", "two", "three"]]
 def small(path="metric", **options):
     torch.manual_seed(0)
     options = dict(width=32, depth=2, heads=2) | options
-    return fudoki.Fudoki(SLOTS, codes=12, patch=2, size=6, path=path, codebook=torch.rand(12, 4),
+    return fudoki.Fudoki(["words", SLOTS], [12, 2, 6], path=path, codebook=torch.rand(12, 4),
                          **options).eval()
 
 
@@ -47,7 +47,7 @@ def test_words_go_to_their_slots():
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_patches_round_trip(channels):
-    patches = fudoki.Patches(torch.rand(12, channels * 4), 2, 6)
+    patches = fudoki.Patches(12, 2, 6, channels)
     tokens = torch.randint(12, (5, 9))
     images = patches.decode(tokens)
     assert images.shape == (5, channels, 6, 6) and (patches.encode(images) == tokens).all()
@@ -155,14 +155,14 @@ def test_loss_under_bfloat16_has_a_gradient_and_nearly_the_same_value():
 
 @pytest.mark.parametrize("path", PATHS)
 def test_both_directions_are_learned(path):
-    """Pictures that are a function of their captions: after 300 steps either follows from the other."""
+    """Pictures that are a function of their captions: after 400 steps either follows from the other."""
     torch.manual_seed(0)
-    model = small(path, drop=0.1, infill=0.2).train()
+    model = small(path, drop=0.1, infill=0.4).train()
     model.log_dict = lambda *args, **kwargs: None
     optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
     words = torch.cartesian_prod(torch.arange(2), torch.arange(2, 4), torch.arange(4, 7))
     x = {"text": words, "image": words.repeat(1, 3) + 5 * (torch.arange(9) % 2)}
-    for index in range(300):
+    for index in range(400):
         optimizer.zero_grad()
         model.training_step(fudoki.take(x, torch.randint(12, (48,))), index).backward()
         optimizer.step()
@@ -170,7 +170,7 @@ def test_both_directions_are_learned(path):
     torch.manual_seed(1)
     drawn = model.fill(model.DRAW, text=x["text"])["image"]
     read = model.read(x["image"])
-    partial = x["text"].clone()
+    partial = x["text"].repeat(8, 1)
     partial[:, 1] = -1                                          # the model chooses this word itself
     whole = model.fill(dict(steps=8, temperature=0.5), text=partial)
     matches = whole["image"] == whole["text"].repeat(1, 3) + 5 * (torch.arange(9) % 2)

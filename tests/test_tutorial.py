@@ -19,7 +19,9 @@ def definitions():
     def add(nodes, prefix=""):
         for node in nodes:
             if isinstance(node, ast.Assign):
-                found[prefix + node.targets[0].id] = "".join(lines[node.lineno - 1:node.end_lineno])
+                constant = ast.walk(node.targets[0])        # a name, or several: the first one
+                first = next(part.id for part in constant if isinstance(part, ast.Name))
+                found[prefix + first] = "".join(lines[node.lineno - 1:node.end_lineno])
             if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
                 first = min([node.lineno] + [d.lineno for d in node.decorator_list])
                 found[prefix + node.name] = "".join(lines[first - 1:node.end_lineno])

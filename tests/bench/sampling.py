@@ -39,10 +39,11 @@ todo = [dict(checkpoint=given.name, **cell, seed=seed) for seed in range(given.s
 todo = [cell for cell in todo if tuple(str(v) for v in cell.values()) not in done]
 
 L.seed_everything(0, verbose=False)
-data, test, _ = train.load_digits(train.parse(["--data-dir", given.data_dir] if given.data_dir else []))
+digits = train.Digits(train.parse(["--data-dir", given.data_dir] if given.data_dir else []))
+data, test = digits.train, digits.test
 model = fudoki.Fudoki.open(given.checkpoint)
 judge = train.Judge().fit(data[0][1000:], data[1][1000:])
-truth = train.Pairs(model, data[0][:1000], data[1][:1000]).texts
+truth = digits.rows(model, data[0][:1000], data[1][:1000])[1]
 accuracy = (judge(test[0])[1] == test[1]).float().mean().item()
 ideal, _ = judge(model.patches.decode(model.patches.encode(test[0])))
 for cell in todo:

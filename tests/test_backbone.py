@@ -1,0 +1,205 @@
+"""Language models of transformers as the trunk, and the tokenisers of texts."""
+import math
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import AutoConfig, AutoModelForCausalLM
+
+import fudoki
+from fudoki import STEPS, corrupt
+
+STORY = "the cat sat on the mat . the dog ran to the cat ! a red hat was on the dog . " * 30
+COMMON = dict(vocab_size=60, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
+              num_key_value_heads=2, intermediate_size=48, bos_token_id=0, eos_token_id=1, pad_token_id=1)
+FAMILIES = {
+    "llama": COMMON, "qwen2": COMMON, "qwen3": COMMON | dict(head_dim=8), "smollm3": COMMON,
+    "mistral": COMMON | dict(sliding_window=4), "gemma3_text": COMMON | dict(head_dim=8),
+    "gpt2": dict(vocab_size=60, n_embd=32, n_layer=2, n_head=4, bos_token_id=0, eos_token_id=1)}
+
+
+def tokenizer():
+    """A small byte-pair tokenizer: 0 begins, 1 ends a text."""
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    made.train_from_iterator([STORY], trainers.BpeTrainer(
+        vocab_size=60, special_tokens=["<s>", "</s>"], show_progress=False))
+    return made
+
+
+def model(family="llama", image=True, whole=True, **options):
+    """A model with random weights; pictures of 9 tokens."""
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(family, **FAMILIES[family]).to_dict()
+    pieces = ["pieces", tokenizer().to_str(), 12, 1, whole]
+    return fudoki.Fudoki(pieces, [12, 2, 6] if image else None, backbone=[config, 0], **options).eval()
+
+
+def batch(captions=("the cat sat on the mat", "a dog")):
+    g = torch.Generator().manual_seed(1)
+    return {"text": fudoki.Pieces(tokenizer().to_str(), 12, 1, True).encode(captions),
+            "image": torch.randint(12, (len(captions), 9), generator=g)}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_later_token_changes_every_earlier_output(family):
+    net, x = model(family).net, batch()
+    free = {m: torch.ones_like(x_m, dtype=torch.bool) for m, x_m in x.items()}
+    before = net(x, free)
+    x["image"][:, -1] = (x["image"][:, -1] + 1) % 12
+    after = net(x, free)
+    for m in x:
+        assert ((after[m] - before[m]).abs().amax(-1) > 1e-7).all(), m
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_padding_changes_nothing(family):
+    net, x = model(family).net, batch()
+    free = {"text": torch.zeros_like(x["text"], dtype=torch.bool), "image": x["image"] >= 0}
+    together = net(x, free)["image"]
+    for i, text in enumerate(x["text"]):
+        n = text.tolist().index(1) + 1
+        alone = net({"text": text[None, :n], "image": x["image"][[i]]},
+                    {"text": free["text"][[i], :n], "image": free["image"][[i]]})["image"]
+        assert_close(alone[0], together[i], atol=1e-5, rtol=1e-4)
+    assert (x["text"][1] == 1).sum() > 2                            # there was padding
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_token_i_is_predicted_from_the_state_of_the_one_before(family):
+    """With a body that returns its input, output i has to be input i − 1, and output 0 the start."""
+    trunk = model(family).net.trunk
+    body, seen_by = trunk.body.forward, []
+    trunk.body.forward = lambda inputs_embeds, **options: (
+        seen_by.append(options), type("", (), dict(last_hidden_state=inputs_embeds)))[1]
+    h = torch.randn(3, 5, 32)
+    out = trunk(h, None, torch.tensor([[True] * 5, [True, True, False, True, True], [True] * 5]))
+    assert_close(out[:, 1:], h[:, :-1])
+    assert_close(out[:, 0], trunk.embedding.weight[0].expand(3, -1))
+    assert seen_by[0]["position_ids"].tolist()[:2] == [[0, 1, 2, 3, 4, 5], [0, 1, 2, 2, 3, 4]]
+    trunk.body.forward = body
+
+
+def test_the_pretrained_model_is_what_starts():
+    """Its weights, its words as the metric; it predicts like the causal model where that cannot tell
+    the difference: from one position."""
+    torch.manual_seed(1)
+    config = AutoConfig.for_model("llama", **COMMON, tie_word_embeddings=True)
+    causal = AutoModelForCausalLM.from_config(config).eval()
+    made = fudoki.Fudoki(["pieces", tokenizer().to_str(), 12, 1, False], pretrained=causal,
+                         backbone=[config.to_dict(), 0]).eval()
+    out = made.net({"text": torch.tensor([[7]])}, {"text": torch.tensor([[False]])})["text"]
+    assert (out - causal(torch.tensor([[0]])).logits).abs().max() > 1e-6    # it has seen what follows
+    words = causal.get_input_embeddings().weight
+    assert_close(made.paths["text"].embedding, torch.nn.functional.normalize(words))
+    assert made.net.head["text"].weight is made.net.input["text"].weight is words
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_a_checkpoint_needs_nothing_else(family, tmp_path):
+    first = model(family)
+    hyper = dict(first.hparams)
+    torch.save({"state_dict": first.state_dict(), "hyper_parameters": hyper,
+                "pytorch-lightning_version": "2.6.6"}, tmp_path / "model.ckpt")
+    again = fudoki.Fudoki.open(tmp_path / "model.ckpt").cpu()
+    x, free = again.blank(2, text=again.words.encode(["the cat sat"] * 2))
+    assert again.read(batch()["image"])
+    for a, b in zip(first.net(x, free).values(), again.net(x, free).values()):
+        assert_close(a, b)
+
+
+def test_freeze_keeps_the_words_of_the_backbone_for_a_while():
+    made = model(freeze=0.3, lr=1e-2).train()
+    made.log_dict = lambda *args, **kwargs: None
+    for done, moves in ((0.1, False), (0.5, True)):
+        made.progress = lambda: done
+        setup = made.configure_optimizers()
+        before = {k: v.clone() for k, v in made.net.named_parameters()}
+        made.training_step(batch(["the cat sat", "a dog", "the red hat"] * 2), 0).backward()
+        setup["optimizer"].step()
+        moved = {k for k, v in made.net.named_parameters() if (v != before[k]).any()}
+        words = {"trunk.body.embed_tokens.weight", "trunk.head.weight"}
+        assert words & moved == (words if moves else set())
+        assert "head.image.weight" in moved and "trunk.body.layers.0.mlp.up_proj.weight" in moved
+
+
+def test_bfloat16_works_with_a_mask():
+    made, x = model(), batch()
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, _ = made.loss(x, made.only(x, "image"))
+    loss.backward()
+    assert torch.isfinite(loss) and made.net.trunk.embedding.weight.grad.isfinite().all()
+
+
+# ------------------------------------------------------------------------------------------- texts
+
+def test_pieces_round_trip_and_end():
+    pieces = fudoki.Pieces(tokenizer().to_str(), 12, 1, True)
+    tokens = pieces.encode(["the cat sat on the mat", "a dog"])
+    assert pieces.decode(tokens) == ["the cat sat on the mat", "a dog"]
+    assert (tokens == 1).any(1).all() and tokens[1, -1] == 1
+    part = fudoki.Pieces(tokenizer().to_str(), 12, 1, False)
+    assert part.encode(["a dog"]).tolist() == [[t for t in tokens[1].tolist() if t != 1]]
+
+
+@pytest.mark.parametrize("text, blanks, length", [
+    ("abc ___", 4, 8), ("a___c", 3, 5), ("a____", 7, 8), ("___", 8, 8), ("a_b", 0, 3)])
+def test_blanks(text, blanks, length):
+    tokens = fudoki.Characters("abc _", 8).encode([text])
+    assert tokens.shape == (1, length) and (tokens == -1).sum() == blanks
+
+
+def test_texts_that_cannot_be():
+    for text, says in (("abx", "no character 'x'"), ("a" * 9, "9 tokens, 8 fit")):
+        with pytest.raises(fudoki.InputError, match=says):
+            fudoki.Characters("abc", 8).encode([text])
+    with pytest.raises(fudoki.InputError, match="unknown word 'bleu'; did you mean blue"):
+        fudoki.Vocabulary(["blue", "dot"], 4).encode(["bleu dot"])
+
+
+def test_all_padding_together_weighs_as_one_token():
+    words = fudoki.Vocabulary(["a", "red", "dot"], 9)
+    made = fudoki.Fudoki(["vocabulary", ["a", "red", "dot"], 9], width=16, depth=1, heads=1)
+    x = {"text": words.encode(["dot", "a red dot a red dot"])}
+    weight = made.weight(x, made.only(x, "text"))["text"]
+    assert_close(weight, torch.tensor([[1., 1] + [1 / 5] * 5, [1.] * 7]))
+    given = made.only(x)
+    assert made.weight(x, given)["text"].sum() == 0
+
+
+def test_stretches_of_text_are_given_in_every_way():
+    made = fudoki.Fudoki(["characters", "ab", 10], infill=1., width=16, depth=1, heads=1)
+    torch.manual_seed(0)
+    free, _ = made.task({"text": torch.zeros(4000, 10, dtype=torch.long)})
+    free = free["text"]
+    edges = (free[:, 1:] != free[:, :-1]).sum(1)
+    assert edges.max() == 2 and set(edges.tolist()) == {0, 1, 2}
+    begins = (edges == 1) & ~free[:, 0]                             # a beginning is given: goes on
+    assert begins.float().mean() > 0.05 and 0.4 < free.float().mean() < 0.6
+
+
+# ------------------------------------------------------------------------------------------ memory
+
+class Largest(TorchDispatchMode):
+    """Remembers the largest tensor that is made."""
+    size = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        for made in out if isinstance(out, (tuple, list)) else (out,):
+            if isinstance(made, torch.Tensor):
+                self.size = max(self.size, math.prod(made.shape))
+        return out
+
+
+@pytest.mark.parametrize("step", [None, "race", "renoise", "euler"])
+def test_a_large_vocabulary_takes_turns(step):
+    """256 rows of 150,000 tokens would be 38 million numbers at once; CHUNK are allowed."""
+    V, x = 150_000, torch.arange(256)[None]
+    path = fudoki.MetricPath(torch.randn(V, 4), schedule="power")
+    with Largest() as largest:
+        out = corrupt(path, x, 0.5) if step is None else STEPS[step](path, x, x + 1, 0.4, 0.5)
+    assert out.shape == x.shape and largest.size <= max(fudoki.CHUNK, path.embedding.numel())
