@@ -603,18 +603,18 @@ class Blocks(nn.Module):
 class Backbone(nn.Module):
     """The large trunk: a causal language model of `transformers` that looks both ways.
 
-    It has learned to predict token i from the state of token i − 1. So it stays: `start`, its
-    token for the beginning, goes before the first state, and the last one is dropped.
+    It has learned to predict token i from the state of token i − 1. With `shift`, so it stays:
+    `start`, its token for the beginning, goes before the first, and the last state is dropped.
     """
 
-    def __init__(self, config, start, model=None):
+    def __init__(self, config, start, shift=True, model=None):
         """config: the model's as a dictionary; without `model`, its weights are random."""
         from transformers import AutoConfig, AutoModelForCausalLM
         super().__init__()
         if model is None:
             model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
         self.body, self.embedding = model.base_model, model.get_input_embeddings()
-        self.head, self.start = model.get_output_embeddings(), start
+        self.head, self.start, self.shift = model.get_output_embeddings(), start, shift
         self.width = self.embedding.embedding_dim
 
     def forward(self, h, places, seen):
@@ -627,7 +627,7 @@ class Backbone(nn.Module):
         mask = mask[:, None, None].expand(-1, 1, h.shape[1], -1)                # (B, 1, 1+N, 1+N)
         h = self.body(inputs_embeds=h, attention_mask=mask, position_ids=seen.cumsum(1) - 1,
                       use_cache=False).last_hidden_state
-        return h[:, :-1]
+        return h[:, :-1] if self.shift else h[:, 1:]
 
 
 class Network(nn.Module):
@@ -696,7 +696,7 @@ class Fudoki(L.LightningModule):
         self.save_hyperparameters(ignore=["codebook", "frequency", "pretrained"], logger=False)
         self.words = TEXTS[text[0]](*text[1:]) if text else None
         self.patches = Patches(*image, codebook=codebook) if image else None
-        trunk = Backbone(*backbone, pretrained) if backbone else Blocks(width, depth, heads)
+        trunk = Backbone(*backbone, model=pretrained) if backbone else Blocks(width, depth, heads)
         embeddings, ends = {}, {"text": None, "image": None}
         if text:
             embeddings["text"] = F.normalize(trunk.embedding.weight.detach()) if backbone \

@@ -49,14 +49,14 @@ PRESETS = {         # what they cost and reach: tests/bench/*.csv, README
         width=96, depth=4, heads=3, lr=3e-3, weight_decay=0.01, share=0.65, drop=0.1, infill=0.0,
         batch=64, steps=4500, max_minutes=12.5, ema=0.999, val_every=500, train_images=60_000,
         test_images=10_000, drawings=1000, threads=0, seed=0, data="", image_size=64, text="",
-        length=128, backbone="", freeze=0.0),
+        length=128, backbone="", shift=True, freeze=0.0),
     "smoke": dict(
         codes=128, patch=7, width=64, depth=2, heads=2, lr=5e-3, steps=600, max_minutes=1 / 3,
         share=0.5, ema=0.98, val_every=300, train_images=4000, test_images=500, drawings=200,
         threads=1),
     "folder": dict(batch=32, infill=0.2),
     "text": dict(width=128, heads=4, batch=32, infill=0.5, max_minutes=10.0),
-    "ar": dict(backbone="HuggingFaceTB/SmolLM2-135M", lr=3e-4, batch=16, infill=0.5),
+    "ar": dict(backbone="HuggingFaceTB/SmolLM2-135M", lr=3e-4, batch=16),
 }
 TRAINER = dict(accelerator="auto", devices="auto", num_nodes=1, strategy="auto", precision="auto")
 HELP = dict(
@@ -79,6 +79,7 @@ HELP = dict(
     image_size="of those pictures, in pixels", text="a file to learn, UTF-8; between its "
     "documents stands <|endoftext|>; presets text and ar", length="tokens of its windows",
     backbone="a folder or a name on the Hugging Face hub: the causal language model to start from",
+    shift="predict token i from the backbone's state of token i − 1, as it learned to",
     freeze="share of the training in which the backbone's words are kept as they are")
 AT_LEAST_ONE = ("codes", "patch", "width", "depth", "heads", "steps", "val_every", "train_images",
                 "test_images", "drawings", "image_size", "length")
@@ -105,8 +106,9 @@ def parse(argv=None):
     given = {"preset": "folder" if "data" in given else "toy"} | given
     if given["preset"] not in PRESETS:
         raise InputError(f"no preset {given['preset']}; {nearest(given['preset'], PRESETS)}")
-    run = argparse.Namespace(
-        **{"data_dir": None} | TRAINER | PRESETS["toy"] | PRESETS[given["preset"]] | given)
+    text = PRESETS["text"] if "text" in given else {}
+    run = argparse.Namespace(**{"data_dir": None} | TRAINER | PRESETS["toy"] | text
+                             | PRESETS[given["preset"]] | given)
     for name, known in (("path", PATHS), ("schedule", SCHEDULES)):
         value = getattr(run, name)
         if value not in known:
@@ -289,7 +291,7 @@ class Windows(torch.utils.data.Dataset):
         return {"text": self.windows[rows]}
 
 
-def load_backbone(name):
+def load_backbone(name, shift):
     """A pretrained model and tokenizer. -> options of `Fudoki`, the tokenizer's JSON and its
     closing token. InputError: it cannot be had."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -311,7 +313,7 @@ def load_backbone(name):
     start = end if tokenizer.bos_token_id is None else tokenizer.bos_token_id
     config = {k: v for k, v in model.config.to_dict().items()
               if k not in ("_name_or_path", "architectures", "transformers_version")}
-    return dict(backbone=[config, start], pretrained=model), json, end
+    return dict(backbone=[config, start, shift], pretrained=model), json, end
 
 
 OF_MODEL = ("path exponent normalize schedule width depth heads lr weight_decay share drop infill "
@@ -333,7 +335,7 @@ class Pictures:
         frequency = {"image": torch.bincount(tokens.flatten(), minlength=run.codes)}
         options, text = {}, self.words
         if run.backbone:
-            options, json, end = load_backbone(run.backbone)
+            options, json, end = load_backbone(run.backbone, run.shift)
             ids = Pieces(json, math.inf, end, True).encode(self.examples)
             text = ["pieces", json, ids.shape[1], end, True]
             size = options["pretrained"].get_input_embeddings().num_embeddings
@@ -490,7 +492,7 @@ class Corpus:
         options, text = {}, ["characters", "".join(self.alphabet), run.length]
         size = len(self.alphabet)
         if run.backbone:
-            options, json, end = load_backbone(run.backbone)
+            options, json, end = load_backbone(run.backbone, run.shift)
             text = ["pieces", json, run.length, end, False]
             size = options["pretrained"].get_input_embeddings().num_embeddings
         frequency = torch.bincount(stream(TEXTS[text[0]](*text[1:]), self.train), minlength=size)
@@ -507,7 +509,8 @@ class Corpus:
 
     def sample(self, model, path):
         """Writes four windows: path.txt."""
-        path.with_suffix(".txt").write_text("\n\n----\n\n".join(model.write(["___"] * 4)))
+        texts = "\n\n----\n\n".join(model.write(["___"] * 4))
+        path.with_suffix(".txt").write_text(texts, encoding="utf-8")
 
     def report(self, model, run):
         """Cross-entropy of held-out text by t, and how many of the words that the model writes
@@ -642,7 +645,8 @@ def show(columns, rows):
     """Prints a report."""
     print(f"\n{'':50}" + "".join(f"{column:>14}" for column in columns))
     for what, *numbers in rows:
-        cells = ("" if math.isnan(n) else f"{n:.3f}" if n < 10 else f"{n:.0f}" for n in numbers)
+        cells = ("" if math.isnan(n) else f"{n:.3f}" if n < 10 and n % 1 else f"{n:.0f}"
+                 for n in numbers)
         print(f"{what:50}" + "".join(f"{cell:>14}" for cell in cells))
 
 

@@ -1,5 +1,6 @@
 """Language models of transformers as the trunk, and the tokenisers of texts."""
 import math
+import types
 
 import pytest
 import torch
@@ -71,16 +72,20 @@ def test_padding_changes_nothing(family):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_token_i_is_predicted_from_the_state_of_the_one_before(family):
     """With a body that returns its input, output i has to be input i − 1, and output 0 the start."""
-    trunk = model(family).net.trunk
-    body, seen_by = trunk.body.forward, []
-    trunk.body.forward = lambda inputs_embeds, **options: (
-        seen_by.append(options), type("", (), dict(last_hidden_state=inputs_embeds)))[1]
-    h = torch.randn(3, 5, 32)
-    out = trunk(h, None, torch.tensor([[True] * 5, [True, True, False, True, True], [True] * 5]))
-    assert_close(out[:, 1:], h[:, :-1])
-    assert_close(out[:, 0], trunk.embedding.weight[0].expand(3, -1))
-    assert seen_by[0]["position_ids"].tolist()[:2] == [[0, 1, 2, 3, 4, 5], [0, 1, 2, 2, 3, 4]]
+    trunk, seen_by = model(family).net.trunk, []
+
+    def body(inputs_embeds, **options):
+        seen_by.append(options)
+        return types.SimpleNamespace(last_hidden_state=inputs_embeds)
     trunk.body.forward = body
+    h = torch.randn(2, 5, 32)
+    seen = torch.tensor([[True] * 5, [True, True, False, True, True]])
+    out = trunk(h, None, seen)
+    assert_close(out[:, 1:], h[:, :-1])
+    assert_close(out[:, 0], trunk.embedding.weight[0].expand(2, -1))
+    assert seen_by[0]["position_ids"].tolist() == [[0, 1, 2, 3, 4, 5], [0, 1, 2, 2, 3, 4]]
+    trunk.shift = False
+    assert_close(trunk(h, None, seen), h)
 
 
 def test_the_pretrained_model_is_what_starts():

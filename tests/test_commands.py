@@ -262,7 +262,7 @@ def test_help(main, capsys):
 
 
 def test_readmes_table_is_the_reports():
-    for preset in ("smoke", "toy"):
+    for preset in ("smoke", "toy", "ar"):
         rows = csv.DictReader(open(ROOT / f"tests/bench/{preset}.csv"))
         rows = {row["what"].split(",")[0]: row for row in rows}
         pair = {k: f"{float(v['digit']):.3f} / {float(v['caption']):.3f}".replace("0.", ".") for k, v in rows.items()}
@@ -270,6 +270,16 @@ def test_readmes_table_is_the_reports():
         assert (f"| `{preset}` | {real['data']} | {float(real['minutes']):.1f} | {pair['drawing']} | "
                 f"{float(rows['drawing']['frechet']):.1f} ({float(real['frechet']):.1f}) | "
                 f"{pair['reading']} | {pair['ceiling']} |") in (ROOT / "README.md").read_text()
+
+
+def test_readmes_row_of_the_text_is_the_reports():
+    rows = list(csv.DictReader(open(ROOT / "tests/bench/text.csv")))
+    value = {row["what"]: float(row["value"]) for row in rows}
+    entropy = " / ".join(f"{value[f'held-out cross-entropy at t = {t}']:.2f}" for t in ("0.05", "0.45", "0.95"))
+    known = [f"{value[f'share of {what} words that the training text has']:.2f}" for what in ("written", "held-out")]
+    numbers = f"| {float(rows[0]['minutes']):.1f} | {entropy} | {known[0]} ({known[1]}) |".replace(" 0.", " .")
+    command = rows[0]["command"].removeprefix("python train.py ")
+    assert f"| `{command}` {numbers.replace('(0.', '(.')}" in (ROOT / "README.md").read_text()
 
 
 def test_the_commands_of_readme_and_tutorial_exist():

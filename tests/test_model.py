@@ -270,3 +270,15 @@ def test_learning_rate_rises_over_five_percent_and_ends_at_zero():
         rates.append(setup()["lr_scheduler"]["scheduler"].get_last_lr()[0])
     assert rates[0] < 0.03 and abs(rates[1] - 0.5) < 0.03 and rates[2] > 0.98
     assert math.isclose(rates[3], 0.5) and rates[4] == 0
+
+
+def test_padding_of_a_given_caption_changes_nothing():
+    torch.manual_seed(0)
+    model = fudoki.Fudoki(["vocabulary", ["a", "red", "dot"], 9], [12, 2, 6], width=32, depth=2,
+                          heads=2).eval()
+    tokens = model.words.encode(["a red dot", "dot a dot a red dot"])
+    assert tokens[0].tolist() == [0, 1, 2, 3, 3, 3, 3]
+    x, free = model.blank(2, text=tokens)
+    one = {"text": tokens[:1, :4], "image": x["image"][:1]}
+    alone = model.net(one, model.only(one, "image"))
+    assert_close(alone["image"][0], model.net(x, free)["image"][0], atol=1e-5, rtol=1e-4)
