@@ -2,6 +2,7 @@
 is left out. After a change of fudoki.py, `python tests/test_tutorial.py` brings the quotations up
 to date."""
 import ast
+import csv
 import re
 from pathlib import Path
 
@@ -67,6 +68,15 @@ def test_notation_table_is_the_same_in_both():
     tables = [re.findall(r"^\| .*\|$", text, re.M)[:9] for text in
               ((ROOT / "fudoki.py").read_text(), TUTORIAL.read_text())]
     assert tables[0] == tables[1] and "λ" in tables[0][-1]
+
+
+def test_samples_are_those_of_the_study():
+    shown = re.findall(r"^\| (noshift|pretrained|scratch) \| (.*) \|$", TUTORIAL.read_text(), re.M)
+    found = csv.DictReader(open(ROOT / "tests/bench/backbone_samples.csv"))
+    found = [(row["start"], " ".join(row["text"].split())) for row in found]
+    assert len(shown) == 3
+    for start, text in shown:
+        assert any(row[0] == start and row[1].startswith(text) for row in found), start
 
 
 if __name__ == "__main__":
