@@ -301,18 +301,21 @@ class Text:
     """Texts as rows of tokens. What a token is, `ids` and `text` say: str <-> list of int.
 
     length: tokens of a window; end: the token that closes a text and fills up shorter ones, None
-    if there is none; whole: each text stands for itself, or else is part of a longer one.
+    if there is none; whole: each text stands for itself, or else is part of a longer one; marks:
+    the tokens that end a question.
     """
-    end, whole = None, False
+    end, whole, marks = None, False, ()
 
     def encode(self, texts):
         """list of B strings -> (B, N ≤ length) long, −1 where free: "___" are three free tokens,
         and at the end of a text as many as still fit. InputError: too long, an unknown token."""
         rows = []
         for text in texts:
-            parts = enumerate(re.split("(_{3,})", text))        # every other one is a blank
-            row = sum(([-1] * len(part) if i % 2 else self.ids(part) for i, part in parts), [])
-            if text.endswith("___"):
+            goes_on = text.endswith("___")
+            parts = re.split("(_{3,})", text.rstrip("_") if goes_on else text)
+            row = sum(([-1] * len(part) if i % 2 else self.ids(part)    # every other one is blank
+                       for i, part in enumerate(parts)), [])
+            if goes_on:
                 row += [-1] * (self.length - len(row))
             elif self.whole:
                 row.append(self.end)
@@ -322,9 +325,18 @@ class Text:
         n = max(map(len, rows))
         return torch.tensor([row + [self.end] * (n - len(row)) for row in rows])
 
+    def text(self, ids):
+        """list of N int -> str, a dot for −1"""
+        return " ".join(self.words[i] if i >= 0 else "·" for i in ids)
+
     def complete(self, tokens):
         """What training did not teach to fill: nothing here."""
         return tokens
+
+    def question(self, tokens):
+        """True up to the last question mark, which is never to be found: (B, N) -> (B, N) bool"""
+        mark = torch.isin(tokens, torch.tensor(self.marks, device=tokens.device)).long()
+        return mark.flip(1).cummax(1).values.flip(1).bool()
 
     def decode(self, tokens):
         """(B, N) long -> list of B strings, each up to its end if it stands for itself."""
@@ -335,40 +347,50 @@ class Text:
 
 
 class Words(Text):
-    """Captions with one word from each of `slots`, such as [["thin", "bold"], ["one", "two"]].
+    """Texts of one of a few forms, each with one word from each of its slots. Captions are the
+    first, [["thin", "bold"], ["one", "two"]]; others ask: [["digit?"], ["one", "two"]].
 
-    A word belongs to one slot, so a text may leave out words and have them in any order. The
-    article "a" says nothing and is no token.
+    A text may leave out words and have them in any order. The article says nothing and is no
+    token, nor does a question need its mark.
     """
 
-    def __init__(self, slots):
-        self.slots, self.words, self.length = slots, list(itertools.chain(*slots)), len(slots)
-        places = [i for i, slot in enumerate(slots) for _ in slot]
-        self.place = {word: (i, token) for token, (word, i) in enumerate(zip(self.words, places))}
+    def __init__(self, *forms):
+        self.forms, self.length = forms, len(forms[0])
+        self.words = list(dict.fromkeys(w for form in forms for slot in form for w in slot))
+        self.token = {word: i for i, word in enumerate(self.words)}
+        self.marks = [i for i, word in enumerate(self.words) if word.endswith("?")]
 
     def encode(self, texts):
         """list of B strings -> (B, slots) long, −1 where a word was left out ("___" says so).
         InputError: an unknown word, or two words for one slot."""
-        tokens = torch.full((len(texts), len(self.slots)), -1)
-        for row, text in zip(tokens, texts):
-            for word in re.findall(r"[^\s,._]+", text.lower()):
-                if word in ("a", "an"):
-                    continue
-                if word not in self.place:
-                    raise InputError(f"unknown word '{word}'; {nearest(word, self.words)}")
-                i, token = self.place[word]
-                if row[i] not in (-1, token):
-                    raise InputError(f"'{self.words[row[i]]}' and '{word}' exclude each other")
-                row[i] = token
-        return tokens
+        return torch.tensor([self.row(text) for text in texts])
+
+    def row(self, text):
+        """The tokens of one text, by the first form that has a place for all of its words."""
+        said = {word.strip("?") for word in re.findall(r"[^\s,._]+", text.lower())}
+        said -= {"", "a", "an", "it"}
+        known = list(dict.fromkeys(word.strip("?") for word in self.words))
+        for word in sorted(said.difference(known)):
+            raise InputError(f"unknown word '{word}'; {nearest(word, known)}")
+        for form in self.forms:
+            found = [[word for word in slot if word.strip("?") in said] for slot in form]
+            if max(map(len, found)) < 2 and sum(map(len, found)) == len(said):
+                found = [f or slot for f, slot in zip(found, form)]     # one word is no choice
+                return [self.token[f[0]] if len(f) == 1 else -1 for f in found]
+        kinds = ", ".join("|".join(slot) for slot in self.forms[0])
+        raise InputError(f"'{text}' is no caption: it has one word each of {kinds}")
 
     def complete(self, tokens):
         """Chooses words that were left out (−1) at random: (B, slots) -> (B, slots) long."""
-        chosen = [[self.place[random.choice(slot)][1] for slot in self.slots] for _ in tokens]
-        return torch.where(tokens < 0, torch.tensor(chosen), tokens)
+        def filled(row):
+            form = next(form for form in self.forms if all(
+                t < 0 or self.words[t] in slot for t, slot in zip(row, form)))
+            return [self.token[random.choice(slot)] if t < 0 else t for t, slot in zip(row, form)]
+        return torch.tensor([filled(row) for row in tokens.tolist()])
 
-    def text(self, ids):
-        return " ".join(["a"] + [self.words[i] for i in ids])
+    def decode(self, tokens):
+        """(B, slots) long -> list of B strings."""
+        return [text if "?" in text else "a " + text for text in super().decode(tokens)]
 
 
 class Vocabulary(Text):
@@ -378,6 +400,7 @@ class Vocabulary(Text):
     def __init__(self, words, length):
         self.words, self.length, self.end = [*words, ""], length, len(words)
         self.token = {word: i for i, word in enumerate(words)}
+        self.marks = [self.token[word] for word in words if word == "?"]
 
     @staticmethod
     def split(text):
@@ -390,9 +413,6 @@ class Vocabulary(Text):
         except KeyError as error:
             known = nearest(error.args[0], self.words[:-1])
             raise InputError(f"unknown word {error}; {known}") from error
-
-    def text(self, ids):
-        return " ".join(self.words[i] for i in ids)
 
 
 class Characters(Text):
@@ -409,7 +429,7 @@ class Characters(Text):
             raise InputError(f"the training text has no character {error}") from error
 
     def text(self, ids):
-        return "".join(self.words[i] for i in ids)
+        return "".join(self.words[i] if i >= 0 else "·" for i in ids)
 
 
 class Pieces(Text):
@@ -420,12 +440,16 @@ class Pieces(Text):
         from tokenizers import Tokenizer
         self.tokenizer = Tokenizer.from_str(json)
         self.length, self.end, self.whole = length, end, whole
+        if whole:
+            self.marks = [i for piece, i in self.tokenizer.get_vocab().items() if "?" in piece]
 
     def ids(self, text):
         return self.tokenizer.encode(text, add_special_tokens=False).ids
 
     def text(self, ids):
-        return self.tokenizer.decode(ids, skip_special_tokens=False)
+        return "".join(
+            "·" * len(list(run)) if free else self.tokenizer.decode([*run], skip_special_tokens=False)
+            for free, run in itertools.groupby(ids, lambda i: i < 0))
 
 
 TEXTS = {"words": Words, "vocabulary": Vocabulary, "characters": Characters, "pieces": Pieces}
@@ -687,7 +711,7 @@ class Fudoki(L.LightningModule):
         options; width, depth, heads: of `Blocks`, or backbone: the arguments of `Backbone`.
 
         share: of a batch that is drawn, the rest is read; drop: how often the captions are left
-        out when drawing; infill: share of rows in which part of the text is given; freeze: share
+        out when drawing; infill: share of rows in which any part is given; freeze: share
         of the training in which of a backbone only the body learns; data: where it is from; form:
         what sample.py makes of a picture, a "digit" or a "crop". codebook, frequency {name: (V,)}
         and pretrained, a causal language model, are what training starts from; a checkpoint
@@ -745,23 +769,35 @@ class Fudoki(L.LightningModule):
         return loss.mean(), right.mean()
 
     def only(self, x, *names):
-        """`free` of x where all of these modalities are free and nothing else."""
-        return {m: torch.full_like(x_m, m in names, dtype=torch.bool) for m, x_m in x.items()}
+        """`free` of x where all of these modalities are free and nothing else; questions never."""
+        free = {m: torch.full_like(x_m, m in names, dtype=torch.bool) for m, x_m in x.items()}
+        if "text" in x:
+            free["text"] &= ~self.words.question(x["text"])
+        return free
+
+    def part(self, x, m):
+        """True in a random strip of every row or in all but a strip: a stretch of a text; rows or
+        columns of a picture, often up to its edge. (B, N) bool"""
+        B, N = x[m].shape
+        places = self.net.input[m].coordinates(N) + 0.5                             # (N, 2)
+        axis = torch.randint(2, (B,), device=self.device)
+        bounds = places.amax() * (2 * torch.rand(2, B, 1, device=self.device) - 0.5)
+        place = places.T[axis]                                                      # (B, N)
+        inside = (bounds.amin(0) < place) & (place < bounds.amax(0))
+        return inside ^ (torch.rand(B, 1, device=self.device) < 0.5)
 
     def task(self, x_1):
-        """Free positions for training: some rows are drawn, the others read; in some of both a
-        stretch of the text is given, or all the rest. -> free, drawn (B,) bool"""
+        """Free positions for training: some rows are drawn, the others read. In the share `infill`
+        of both, each modality is given, free, or a part of it. -> free, drawn (B,) bool"""
         B, h = len(next(iter(x_1.values()))), self.hparams
         share = h.share if len(x_1) > 1 else float("image" in x_1)
         drawn = (torch.arange(B, device=self.device) * share) % 1 < share
-        free = {m: (drawn == (m == "image"))[:, None].expand_as(x_m) for m, x_m in x_1.items()}
-        if "text" in x_1:
-            N = x_1["text"].shape[1]
-            chance = torch.rand(4, B, 1, device=self.device)
-            ends = N * (2 * chance[:2] - 0.5)               # beyond the text as often as within
-            place = torch.arange(N, device=self.device) + 0.5
-            stretch = (ends.amin(0) < place) & (place < ends.amax(0)) ^ (chance[2] < 0.5)
-            free["text"] = torch.where(chance[3] < h.infill, stretch, free["text"])
+        mixed = torch.rand(B, 1, device=self.device) < h.infill
+        free = {}
+        for m, may in self.only(x_1, *x_1).items():
+            kind = torch.randint(3 if len(x_1) > 1 else 1, (B, 1), device=self.device)
+            some = torch.where(kind == 0, self.part(x_1, m), kind == 1)
+            free[m] = may & torch.where(mixed, some, drawn[:, None] == (m == "image"))
         return free, drawn
 
     def training_step(self, x_1, index):
@@ -831,25 +867,46 @@ class Fudoki(L.LightningModule):
         u = self.net({m: x[m] for m in open_}, {m: free[m] for m in open_})
         return {m: u[m] + guidance * (c[m] - u[m]) for m in open_}
 
-    @torch.no_grad()
-    def generate(self, x, free, steps=8, step="race", guidance=1., temperature=1.):
-        """Fills the free positions of x: yields steps + 1 states, from noise to the answer.
+    def generate(self, x, free, *, start=0., **options):
+        """Fills the free positions of x: yields every state from noise to the answer.
 
-        step: an entry of STEPS; guidance: see `predict`; temperature: of x₁ ~ p(x₁ | x_t), 0 takes
-        the likeliest. What x holds at free positions does not matter. ValueError: steps < 1."""
+        start: the time from which noise is taken away. At 0 it does not matter what x holds at
+        free positions; later, x is a draft. options: see `revise`."""
+        return self.revise(self.noisy(x, free, start), free, start, **options)
+
+    @torch.no_grad()
+    def revise(self, x, free, t=0., steps=8, step="race", eta=0., guidance=1., temperature=1.):
+        """Goes on from the state x of time t: yields it, and `steps` more, the last one at t = 1.
+
+        step: an entry of STEPS; eta: share of tokens that every step draws anew from p_s instead,
+        a corrector; guidance: see `predict`; temperature: of x₁ ~ p(x₁ | x_t), 0 takes the
+        likeliest. ValueError: steps < 1."""
         if steps < 1:
             raise ValueError(f"steps must be at least 1, not {steps}")
-        x = self.noisy(x, free, 0.)                                     # 1. noise where free
-        yield x
-        for t, s in itertools.pairwise(torch.linspace(0, 1, steps + 1).tolist()):
+        yield x                                                         # 1. x_t, at first noise
+        for t, s in itertools.pairwise(torch.linspace(t, 1, steps + 1).tolist()):
             p_1t = self.predict(x, free, guidance)                      # 2. what will it be?
-            move = STEPS[step] if s < 1 else finish
             x = dict(x)
             for m, l in p_1t.items():
                 x_1 = guess(l, temperature)                             # 3. x₁ ~ p(x₁ | x_t)
-                x_s = move(self.paths[m], x[m], x_1, t, s)              # 4. a step towards it
-                x[m] = torch.where(free[m], x_s, x[m])
+                x_s = (STEPS[step] if s < 1 else finish)(self.paths[m], x[m], x_1, t, s)
+                if eta and s < 1:
+                    anew = torch.rand(x_s.shape, device=x_s.device) < eta
+                    x_s = torch.where(anew, renoise(self.paths[m], x_s, x_1, t, s), x_s)
+                x[m] = torch.where(free[m], x_s, x[m])                  # 4. a step towards it
             yield x
+
+    @torch.no_grad()
+    def agreement(self, x):
+        """log p(text | picture) by the model's own reading, in one call: {name: (B, N)} -> (B,)"""
+        free = self.only(x, "text")
+        l = self.net(self.noisy(x, free, 0.), free)["text"].log_softmax(-1)
+        return (at(l, x["text"])[..., 0] * free["text"]).sum(1)
+
+    def best(self, x, n):
+        """Of every n rows the one that agrees best: {name: (B·n, N)} -> indices (B,)"""
+        score = self.agreement(x).view(-1, n)
+        return score.argmax(1) + n * torch.arange(len(score), device=score.device)
 
     def blank(self, n, **given):
         """x and free of n rows: tokens (n, N) of the given modalities, free where they are −1;
@@ -858,13 +915,15 @@ class Fudoki(L.LightningModule):
              for m, N in self.lengths.items()}
         return {m: x_m.clamp(min=0) for m, x_m in x.items()}, {m: x_m < 0 for m, x_m in x.items()}
 
-    def fill(self, options, rows=500, **given):
-        """The last state of `generate`, `rows` at a time: tokens {name: (B, N)}, −1 where free."""
-        n, parts = len(next(iter(given.values()))), []
-        for i in range(0, n, rows):
-            some = take(given, slice(i, i + rows))
-            *_, x = self.generate(*self.blank(min(rows, n - i), **some), **options)
-            parts.append(x)
+    def fill(self, options, rows=500, best_of=1, **given):
+        """The last state of `generate`, `rows` at a time, the best of some: tokens {name: (B, N)},
+        −1 where free."""
+        parts = []
+        for i in range(0, len(next(iter(given.values()))), rows):
+            some = {m: x[i:i + rows].repeat_interleave(best_of, 0) for m, x in given.items()}
+            n = len(next(iter(some.values())))
+            *_, x = self.generate(*self.blank(n, **some), **options)
+            parts.append(take(x, self.best(x, best_of)) if best_of > 1 else x)
         return {m: torch.cat([x[m] for x in parts]) for m in parts[0]}
 
     def draw(self, texts, **options):
@@ -872,9 +931,11 @@ class Fudoki(L.LightningModule):
         x = self.fill(self.DRAW | options, text=self.words.encode(texts))
         return self.patches.decode(x["image"])
 
-    def read(self, tokens, **options):
-        """Captions of B pictures, given as tokens (B, I): -> list of B strings."""
-        return self.words.decode(self.fill(self.READ | options, image=tokens)["text"])
+    def read(self, tokens, asked=None, **options):
+        """Captions of B pictures, given as tokens (B, I), or what is `asked` about them with the
+        answers: list of B strings -> list of B strings."""
+        given = {"text": self.words.encode(asked)} if asked else {}
+        return self.words.decode(self.fill(self.READ | options, image=tokens, **given)["text"])
 
     def write(self, texts, **options):
         """Fills the blanks of B texts: list of B strings -> list of B strings."""

@@ -1,10 +1,14 @@
-"""Draws from words, reads pictures and writes texts, with a model that train.py has made:
+"""Draws from words, reads pictures, answers questions, writes texts, with a model of train.py:
 
     python sample.py "a bold slanted seven"
     python sample.py "seven"                    the other words are left to chance
+    python sample.py                            a picture with its caption, or a text
     python sample.py --image picture.png        its caption
+    python sample.py --image picture.png --ask "what digit"
+    python sample.py --image picture.png "a bold ___ seven"         the missing word
+    python sample.py --image picture.png --keep top "a bold three"  draws the rest anew
+    python sample.py --image picture.png --from 0.5 "a bold seven"  another version of it
     python sample.py --text "The ___"           goes on; within a text, ___ are three tokens
-    python sample.py                            a text from nothing
 
 Whatever is not given is free, and one and the same function fills it.
 """
@@ -13,8 +17,10 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")     # threads that wait do not spin
 
 import argparse
+import csv
 import math
 import pathlib
+import re
 import shutil
 import sys
 import warnings
@@ -23,42 +29,69 @@ import lightning as L
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torchvision.utils import save_image
+from PIL import Image
+from torchvision.utils import make_grid, save_image
+from tqdm import tqdm
 
 from fudoki import (STEPS, UNREADABLE, Fudoki, InputError, Parser, command, crop, nearest,
-                    open_picture)
+                    open_picture, take)
 
 
 def parse(argv=None):
     """The command line. InputError: a value that cannot be."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    draw, read, write = Fudoki.DRAW, Fudoki.READ, Fudoki.WRITE
     parser.add_argument("prompt", nargs="*", help='what to draw, e.g. "a bold slanted seven", '
                         "or the text to be filled")
     parser.add_argument("--text", help="the same: a caption, or the text to be filled")
-    parser.add_argument("--image", help="a picture to read: any size, colour or grey")
+    parser.add_argument("--image", help="a picture to read or to change: any size, colour or grey")
+    parser.add_argument("--ask", help="a question about the picture")
+    parser.add_argument("--keep", help="part of the picture to keep: top, bottom, left, right or "
+                        "ROW:COL-ROW:COL in patches, counted from 0, both ends included")
+    parser.add_argument("--from", type=float, dest="start", metavar="T", help="start from the "
+                        "picture as it is at time T, between 0 (noise) and 1 (untouched)")
     parser.add_argument("--checkpoint", help="default: the newest under runs/")
     parser.add_argument("--n", type=int, help="pictures to draw (default: 16), texts to write (1)")
-    parser.add_argument("--steps", type=int, help=f"default: {Fudoki.DRAW['steps']} to draw, "
-                        f"{Fudoki.READ['steps']} to read, {Fudoki.WRITE['steps']} to write")
+    parser.add_argument("--best-of", type=int, default=1, metavar="N", help="draw N for each, "
+                        "keep the one of which the model itself reads the caption best")
+    parser.add_argument("--steps", type=int, help=f"default: {draw['steps']} to draw, "
+                        f"{read['steps']} to read, {write['steps']} to write")
     parser.add_argument("--step", default="race", help=f"{', '.join(STEPS)} (default: race)")
+    parser.add_argument("--eta", type=float, default=0., help="corrector: share of tokens that "
+                        "every step draws anew (default: 0)")
     parser.add_argument("--guidance", type=float, help="g of u + g(c − u), 1 is off "
-                        f"(default: {Fudoki.DRAW['guidance']:g} to draw, 1 for text)")
+                        f"(default: {draw['guidance']:g} to draw, 1 for text)")
     parser.add_argument("--temperature", type=float, help="of x₁ ~ p(x₁ | x_t), 0 is greedy "
-                        f"(default: {Fudoki.DRAW['temperature']:g} to draw, 0 to read, "
-                        f"{Fudoki.WRITE['temperature']:g} to write)")
+                        f"(default: {draw['temperature']:g} to draw, {read['temperature']:g} to "
+                        f"read, {write['temperature']:g} to write)")
     parser.add_argument("--seed", type=int, help="default: another result every time")
     parser.add_argument("--out", default="samples.png", help="the picture (default: samples.png)")
+    parser.add_argument("--gif", help="a film of the generation; beside it a strip, _strip.png")
+    parser.add_argument("--trace", help="every token at every step, as a CSV file")
     given = parser.parse_args(argv)
     given.prompt = " ".join(given.prompt + ([given.text] if given.text else []))
-    for name, least in (("n", 1), ("steps", 1), ("temperature", 0)):
+    for name, least, most in (("n", 1, math.inf), ("best_of", 1, math.inf), ("eta", 0, 1),
+                              ("steps", 1, math.inf), ("temperature", 0, math.inf)):
         value = getattr(given, name)
-        if value is not None and not least <= value < math.inf:
-            raise InputError(f"--{name} has to be at least {least}, it is {value:g}")
+        if value is not None and not (least <= value <= most and value < math.inf):
+            raise InputError(f"--{name.replace('_', '-')} has to be at least {least}"
+                             f"{f' and at most {most}' * (most < math.inf)}, it is {value:g}")
+    if given.start is not None and not 0 <= given.start < 1:
+        raise InputError(f"--from has to be a time from 0 to below 1, it is {given.start:g}")
+    for name in ("ask", "keep", "start"):
+        if getattr(given, name) is not None and not given.image:
+            raise InputError(f"--{'from' if name == 'start' else name} needs a picture, --image")
+    if given.ask and (given.prompt or given.keep or given.start is not None):
+        raise InputError("--ask goes with a picture alone, without a caption, --keep or --from")
     if given.step not in STEPS:
         raise InputError(f"no step {given.step}; {nearest(given.step, STEPS)}")
-    out = pathlib.Path(given.out)
-    if out.suffix.lower() != ".png" or not out.resolve().parent.is_dir():
-        raise InputError(f"--out {out} has to be a name ending in .png, in a folder that exists")
+    for name in ("out", "gif", "trace"):
+        ending, path = {"out": ".png", "trace": ".csv"}.get(name, ".gif"), getattr(given, name)
+        path = path and pathlib.Path(path)
+        if path and (path.suffix.lower() != ending or not path.resolve().parent.is_dir()):
+            raise InputError(f"--{name} {path} has to be a name ending in {ending}, in a folder "
+                             "that exists")
+        setattr(given, name, path)
     return given
 
 
@@ -119,6 +152,109 @@ def preview(images):
         print("".join(" ░▒▓█"[level] for level in line).rstrip())
 
 
+def kept(region, side):
+    """Which of side × side patches lie in a region such as top or 0:0-2:6: (side²,) bool.
+    InputError: there is no such region."""
+    half, last = side // 2, side - 1
+    named = {"top": f"0:0-{half - 1}:{last}", "bottom": f"{side - half}:0-{last}:{last}",
+             "left": f"0:0-{last}:{half - 1}", "right": f"0:{side - half}-{last}:{last}"}
+    found = re.fullmatch(r"(\d+):(\d+)-(\d+):(\d+)", named.get(region, region))
+    top, left, bottom, right = map(int, found.groups()) if found else (1, 1, 0, 0)
+    if not (top <= bottom < side and left <= right < side):
+        raise InputError(f"--keep {region} has to be top, bottom, left, right or ROW:COL-ROW:COL, "
+                         f"rows and columns of patches from 0 to {last}")
+    inside = torch.zeros(side, side, dtype=torch.bool)
+    inside[top:bottom + 1, left:right + 1] = True
+    return inside.flatten()
+
+
+def known(given, model, n):
+    """What is given, as tokens (n, N), and as a draft where it is to be changed, −1 otherwise:
+    -> known and draft, {name: (n, N)} each. InputError: this model cannot do that."""
+    alone, known, draft = model.patches is None, {}, {}
+    if alone and (given.image or given.gif or given.best_of > 1):
+        raise InputError("this model knows texts only: no --image, no --gif, no --best-of")
+    text = given.prompt
+    if given.ask:
+        if not model.words.marks:
+            raise InputError("this model has learned no questions; train.py --ask 0.1 teaches them")
+        text = given.ask.rstrip(" ?") + "? ___"
+    changed = given.keep is not None or given.start is not None
+    if given.image:
+        image = model.patches.encode(see(given.image, model).to(model.device)).expand(n, -1)
+        preview(model.patches.decode(image[:1]))
+        keep = torch.full(image.shape, not changed)
+        if given.keep:
+            keep = kept(given.keep, math.isqrt(model.patches.length))
+        draft["image"], known["image"] = image, image.where(keep.to(image.device), -1)
+    if text or alone:
+        known["text"] = model.words.encode([text or "___"]).expand(n, -1)
+    elif changed or not given.image:
+        known["text"] = torch.full((n, model.words.length), -1)
+    if "text" in known and (changed or not given.image) and not model.hparams.infill:
+        known["text"] = model.words.complete(known["text"])     # it never learned to fill such gaps
+    return known, draft
+
+
+def marked(pictures, changed, patch, zoom):
+    """Enlarged pictures (B, C, H, W), in colour, with a frame around patches that changed (B, I)
+    -> (B, 3, zoom·H, zoom·W)"""
+    B, C, H, W = pictures.shape
+    big = F.interpolate(pictures.clamp(0, 1).expand(B, 3, H, W), scale_factor=zoom)
+    edge = torch.ones(zoom * patch, zoom * patch, dtype=torch.bool, device=big.device)
+    edge[1:-1, 1:-1] = False
+    side = H // patch
+    where = torch.kron(changed.view(B, 1, side, side).long(), edge.long()).bool()
+    return torch.where(where, torch.tensor([1., 0.5, 0.], device=big.device).view(3, 1, 1), big)
+
+
+def film(states, model, path):
+    """Writes a generation as an animation, and a strip of it with the number of changes of every
+    patch at its end: path, path_strip.png. -> their names"""
+    images = [state["image"] for state in states]
+    changes = [torch.zeros_like(images[0], dtype=torch.bool),
+               *(a != b for a, b in zip(images, images[1:]))]
+    zoom = max(1, 112 // model.patches.size)
+    frames = [marked(model.patches.decode(x), c, model.patches.patch, zoom)
+              for x, c in zip(images, changes)]
+    frames.append(marked(model.patches.decode(images[-1]), changes[0], model.patches.patch, zoom))
+    rows = math.ceil(len(images[0]) ** 0.5)
+    grids = [make_grid(frame, rows, pad_value=0.3) for frame in frames]
+    grids = [Image.fromarray((255 * g).byte().permute(1, 2, 0).cpu().numpy()) for g in grids]
+    grids[0].save(path, save_all=True, append_images=grids[1:], loop=0,
+                  duration=[max(80, 2400 // len(grids))] * (len(grids) - 1) + [2000])
+    count = sum(c.float() for c in changes)
+    side = math.isqrt(count.shape[1])
+    count = (count / count.amax().clamp(min=1)).view(-1, 1, side, side)
+    count = F.interpolate(count, frames[0].shape[-2:]).expand_as(frames[0])
+    shown = sorted({round(i * (len(frames) - 2) / 8) for i in range(9)})
+    strip = torch.stack([*(frames[i] for i in shown), count], 1)[:8]    # (≤ 8, ≤ 10, 3, H, W)
+    name = path.with_name(path.stem + "_strip.png")
+    save_image(strip.flatten(0, 1), name, nrow=strip.shape[1], pad_value=0.3)
+    return path, name
+
+
+def settling(states, words):
+    """Prints the first text as it settles, a dot for every token that will still change."""
+    rows = torch.stack([state["text"][0] for state in states])
+    for i in sorted({round(i * (len(rows) - 1) / 8) for i in range(9)}):
+        settled = rows[i].where((rows[i:] == rows[i]).all(0), -1)
+        line = words.decode(settled[None])[0].replace("\n", "⏎")
+        print(f"{i:4}  {line[:shutil.get_terminal_size().columns - 8]}")
+
+
+def trace(states, path):
+    """Writes every token of every state: a CSV with a line per row, step, modality, position."""
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow("row step modality position token changed".split())
+        for i, (before, now) in enumerate(zip([states[0], *states], states)):
+            for m, x in now.items():
+                for (row, place), token in np.ndenumerate(x.cpu().numpy()):
+                    changed = int(token != before[m][row, place])
+                    writer.writerow([row, i, m, place, token, changed])
+
+
 @command
 def main(argv=None):
     """Fills what is free, and shows it."""
@@ -128,48 +264,65 @@ def main(argv=None):
     print(f"{model.source}, trained on {model.hparams.data}")
     if given.seed is not None:
         L.seed_everything(given.seed, verbose=False)
-    alone = model.patches is None
-    if alone and given.image:
-        raise InputError("this model knows texts only, no pictures")
-    if not (alone or given.prompt or given.image):
-        raise InputError("say what to draw, in words of its captions, or read (--image FILE)")
-    known, n, gaps = {}, 1 if given.image else given.n or (1 if alone else 16), True
-    if given.prompt or alone:
-        known["text"] = model.words.encode([given.prompt or "___"]).expand(n, -1)
-        gaps = bool((known["text"] < 0).any())
-        if not (given.image or model.hparams.infill):       # it never learned to fill such gaps
-            known["text"] = model.words.complete(known["text"])
-    if given.image:
-        picture = see(given.image, model)
-        known["image"] = model.patches.encode(picture.to(model.device))
-        preview(model.patches.decode(known["image"]))
-    x, free = model.blank(n, **known)
+    alone, changed = model.patches is None, given.keep is not None or given.start is not None
+    n = given.n or (1 if alone or given.image and not changed else 16)
+    x, draft = known(given, model, n * given.best_of)
+    x, free = model.blank(n * given.best_of, **x)
+    x |= {m: d.to(model.device) for m, d in draft.items()}
     if not any(f.any() for f in free.values()):
-        raise InputError("all is given, nothing is left to fill; ___ is a blank")
+        raise InputError("all is given, nothing is left to fill: ___ is a blank, --keep and --from "
+                         "change a picture")
 
-    defaults = model.WRITE if alone else model.READ if given.image else model.DRAW
-    options = dict(defaults, step=given.step)
+    drawing, gaps = not alone and bool(free["image"].any()), bool(free["text"].any())
+    options = dict(model.WRITE if alone else model.DRAW if drawing else model.READ)
+    options |= dict(step=given.step, eta=given.eta)
     options |= {k: v for k, v in vars(given).items() if k in model.DRAW and v is not None}
     if options.get("guidance", 1) != 1 and all(f.any() for f in free.values()):
         print("guidance is off: no caption is given whole, so there is nothing to leave out")
         options["guidance"] = 1
-    states = list(model.generate(x, free, **options))
-    calls = options["steps"] * (1 if options.get("guidance", 1) == 1 else 2)
-    moves = sum((a[m] != b[m]).sum().item() for a, b in zip(states, states[1:]) for m in x)
-    moves /= sum(f.sum().item() for f in free.values())
+    states = list(tqdm(model.generate(x, free, start=given.start or 0., **options), "steps",
+                       options["steps"] + 1, leave=False, delay=2))
+    if given.best_of > 1:
+        best = model.best(states[-1], given.best_of)
+        states, free = [take(state, best) for state in states], take(free, best)
+    last = states[-1]
 
-    if not alone and free["image"].any():
-        pictures = model.patches.decode(states[-1]["image"]).clamp(0, 1)
+    if drawing:
+        pictures = model.patches.decode(last["image"]).clamp(0, 1)
         preview(pictures)
-        try:
+    try:
+        if drawing:
             save_image(F.interpolate(pictures, scale_factor=4), given.out,
                        nrow=math.ceil(n ** 0.5), padding=8, pad_value=0.3)
-        except OSError as error:
-            raise InputError(f"{given.out} cannot be written: {error}") from error
-        print(f"{given.out}: {n} picture{'s' * (n > 1)}")
-    if gaps:
-        print("\n".join(model.words.decode(states[-1]["text"])))
-    print(f"{calls} network call{'s' * (calls > 1)}; a token changed {moves:.1f} times on average")
+            print(f"{given.out}: {n} picture{'s' * (n > 1)}")
+        if given.gif:
+            print("{}: the generation; {}: the same, changes per patch at the end".format(
+                *film(states, model, given.gif)))
+        if given.trace:
+            trace(states, given.trace)
+            print(f"{given.trace}: every token at every step")
+    except OSError as error:
+        raise InputError(f"{error.filename or given.out} cannot be written: {error}") from error
+    if gaps and options["steps"] > 1:
+        settling(states, model.words)
+    if given.ask:
+        print("\n".join(model.words.text(x[f].tolist())
+                        for x, f in zip(last["text"], free["text"])))
+    elif gaps or not given.prompt or (model.words.encode([given.prompt]) < 0).any():
+        print("\n".join(model.words.decode(last["text"])))
+    report(states, free, options)
+
+
+def report(states, free, options):
+    """Prints the network calls, and how often the free tokens changed."""
+    calls = options["steps"] * (1 if options.get("guidance", 1) == 1 else 2)
+    count = torch.cat([sum((a[m] != b[m]).long() for a, b in zip(states, states[1:]))[free[m]]
+                       for m in free])
+    share = torch.bincount(count.clamp(max=4), minlength=5) / len(count)
+    shares = ", ".join(f"{name} times {s:.0%}" for name, s in zip(
+        ("0", "1", "2", "3", "4 or more"), share.tolist()) if s)
+    print(f"{calls} network call{'s' * (calls > 1)}; a token changed {count.float().mean():.1f} "
+          f"times on average ({shares})")
 
 
 if __name__ == "__main__":

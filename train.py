@@ -22,6 +22,7 @@ import itertools
 import logging
 import math
 import pathlib
+import random
 import re
 import signal
 import sys
@@ -47,6 +48,7 @@ PRESETS = {         # what they cost and reach: tests/bench/*.csv, README
     "toy": dict(
         codes=256, patch=4, path="metric", exponent=2.0, normalize=False, schedule="calibrated",
         width=96, depth=4, heads=3, lr=3e-3, weight_decay=0.01, share=0.65, drop=0.1, infill=0.0,
+        ask=0.0,
         batch=64, steps=4500, max_minutes=12.5, ema=0.999, val_every=500, train_images=60_000,
         test_images=10_000, drawings=1000, threads=0, seed=0, data="", image_size=64, text="",
         length=128, backbone="", shift=True, freeze=0.0),
@@ -67,8 +69,9 @@ HELP = dict(
     heads="of its attention", lr="peak learning rate", weight_decay="of AdamW",
     share="of a batch that is drawn, the rest is read",
     drop="how often captions are left out when drawing, for guidance",
-    infill="share of rows in which part of the text is given and part is free; costs the toy "
-    "accuracy in drawing", batch="rows per step",
+    infill="share of rows in which any part of text and picture is given",
+    ask="share of rows with a question and its answer instead of a caption (toy)",
+    batch="rows per step",
     steps="training steps at most", max_minutes="minutes of training at most; both ends are known "
     "to the learning rate", ema="decay of the averaged weights",
     val_every="steps between validations, sample grids and checkpoints",
@@ -122,11 +125,15 @@ def parse(argv=None):
     if not run.backbone and run.width % (4 * run.heads):
         raise InputError(f"--width {run.width} is no multiple of 4·heads = {4 * run.heads}")
     if not (0 < run.share < 1 and run.batch > 1 and run.max_minutes > 0 and 0 <= run.drop <= 1
-            and 0 <= run.infill <= 1 and 0 <= run.freeze < 1):
-        raise InputError("--share has to lie between 0 and 1, --drop, --infill and --freeze from "
-                         "0 to 1, --batch has to be at least 2 and --max-minutes above 0")
+            and 0 <= run.infill <= 1 and 0 <= run.ask < 1 and 0 <= run.freeze < 1):
+        raise InputError("--share has to lie between 0 and 1, --drop, --infill, --ask and "
+                         "--freeze from 0 to 1, --batch has to be at least 2 and --max-minutes "
+                         "above 0")
     if run.text and (run.data or run.preset not in ("text", "ar")):
         raise InputError("--text goes with --preset text or --preset ar, and without --data")
+    if run.ask and (run.backbone or run.text or run.data):
+        raise InputError("--ask is for digits without a backbone; captions of a folder may hold "
+                         "questions, such as 'what colour? red'")
     if run.backbone and run.path == "mask":
         raise InputError("--path mask needs a token that the backbone does not have")
     return run
@@ -136,6 +143,8 @@ def parse(argv=None):
 
 DIGITS = "zero one two three four five six seven eight nine".split()
 SLOTS = [["thin", "bold"], ["upright", "slanted"], DIGITS]
+QUESTIONS = [[["what"], ["digit?"], DIGITS], *(
+    [["is"], [word], ["no", "yes"]] for word in ("bold?", "slanted?"))]
 BOLD, SLANTED = 0.13, 0.25          # mean pixel; tangent of the slant, 14 degrees
 
 
@@ -150,6 +159,13 @@ def captions(images, digits):
     slant = -(ink * x * y).sum((1, 2)) / (ink * y * y).sum((1, 2)).clamp(min=1e-6)
     rows = zip((ink.mean((1, 2)) > BOLD).tolist(), (slant > SLANTED).tolist(), digits.tolist())
     return [f"a {SLOTS[0][bold]} {SLOTS[1][slanted]} {DIGITS[d]}" for bold, slanted, d in rows]
+
+
+def questions(caption):
+    """What may be asked about a picture of this caption, with the answer: the three QUESTIONS."""
+    digit = caption.split()[-1]
+    return [f"what digit? {digit}", *(
+        f"is {word}? {'yes' if word in caption else 'no'}" for word in ("bold", "slanted"))]
 
 
 def rendered(count, seed):
@@ -362,11 +378,22 @@ class Pictures:
 
 class Digits(Pictures):
     """MNIST, or digits rendered with a font, captioned by a rule."""
-    words, form, captions = ["words", SLOTS], "digit", staticmethod(captions)
+    form, captions = "digit", staticmethod(captions)
     examples = [f"a {a} {b} {c}" for a in SLOTS[0] for b in SLOTS[1] for c in DIGITS]
 
     def __init__(self, run):
         self.train, self.test, self.origin = load_digits(run)
+        self.ask, self.words = run.ask, ["words", SLOTS, *(QUESTIONS if run.ask else [])]
+
+    def tokens(self, model):
+        """Training and validation rows; in the share `ask` of training a question is asked."""
+        seen, held = super().tokens(model)
+        picked = torch.randperm(len(seen))[:int(len(seen) * self.ask)]
+        if len(picked):
+            texts = model.words.decode(seen.tokens["text"][picked])
+            seen.tokens["text"][picked] = model.words.encode(
+                [random.choice(questions(text)) for text in texts])
+        return seen, held
 
     def report(self, model, run):
         """Draws and reads test captions and images: the share of right digits and of captions,
@@ -394,7 +421,18 @@ class Digits(Pictures):
              nan, nan, nan),
             (f"drawing, {draw}", *right(captions(drawn, drawn_seen), truth[:run.drawings]),
              frechet(features, ideal), run.drawings / (middle - begin), 2 * model.DRAW["steps"]),
-            ("reading, steps 1, greedy", *right(read, truth), nan, len(read) / (end - middle), 1)]
+            ("reading, steps 1, greedy", *right(read, truth), nan, len(read) / (end - middle), 1),
+            *self.answers(model, tokens, truth)]
+
+    def answers(self, model, tokens, truth):
+        """How many questions about the digit, and how many of all, are answered right. -> rows"""
+        if not self.ask:
+            return []
+        truth, shares = zip(*map(questions, truth)), []
+        for texts in truth:
+            read = model.read(tokens, [text.rpartition(" ")[0] for text in texts])
+            shares.append(right(read, texts)[0])
+        return [("answers, steps 1, greedy", shares[0], sum(shares) / len(shares), *[math.nan] * 3)]
 
 
 class Folder(Pictures):
@@ -418,11 +456,12 @@ class Folder(Pictures):
         rows, texts = self.rows(model, *self.test)
         truth = model.words.decode(rows.tokens["text"])
         begin = time.time()
-        read = model.read(rows.tokens["image"])
+        asked = ["".join(text.rpartition("?")[:2]) + " ___" for text in texts]
+        read = model.read(rows.tokens["image"], asked)
         middle = time.time()
         drawn = model.draw(texts)
         end = time.time()
-        seen = model.read(model.patches.encode(drawn))
+        seen = model.read(model.patches.encode(drawn), asked)
         error = (model.patches.decode(rows.tokens["image"].to(model.device)).cpu() - self.test[0])
         columns = "captions", "words", "images/s", "PSNR"
         return columns, [

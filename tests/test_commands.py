@@ -178,6 +178,80 @@ def test_draw_with_every_step_and_words_left_out(here, capsys, step):
     assert len(re.findall(r"^a bold \w+ seven$", said, re.M)) == 2
 
 
+def test_a_picture_is_changed_where_it_is_not_kept(here, capsys):
+    """The kept patches come out as they went in, all others are drawn anew."""
+    model = fudoki.Fudoki.open("runs/smoke/model.ckpt")
+    digit = torch.from_numpy(np.array(Image.open("runs/smoke/picture.png").convert("L")))[None, None] / 255
+    decoded = model.patches.decode(model.patches.encode(digit))[0, 0]
+    for region, kept in (("top", np.s_[:14]), ("right", np.s_[:, 14:]), ("1:0-2:3", np.s_[7:21])):
+        arguments = ["--image", "runs/smoke/picture.png", "--keep", region, "a bold upright two", "--n", "1"]
+        assert sample.main([*arguments, "--out", "kept.png", "--seed", "1"]) == 0
+        drawn = torch.from_numpy(np.array(Image.open("kept.png").convert("L")))[::4, ::4] / 255
+        same = (drawn - decoded).abs() < 0.01
+        assert same[kept].all() and not same.all()
+    capsys.readouterr()
+    assert sample.main(["--image", "runs/smoke/picture.png", "--keep", "top", "--n", "2", "--seed", "1"]) == 0
+    assert len(re.findall(r"^a \w+ \w+ \w+$", capsys.readouterr().out, re.M)) == 2      # and says what it is
+
+
+def test_a_later_start_changes_less(here, capsys):
+    share = []
+    for start in ("0.1", "0.95"):
+        arguments = ["--image", "runs/smoke/picture.png", "--from", start, "a bold upright two", "--n", "1"]
+        assert sample.main([*arguments, "--out", f"from{start}.png", "--trace", "t.csv", "--seed", "1"]) == 0
+        rows = [row for row in csv.DictReader(open("t.csv")) if row["modality"] == "image"]
+        assert len(rows) == 16 * 5 and {row["step"] for row in rows} == set("01234")
+        share.append(sum(int(row["changed"]) for row in rows))
+        for a, b in zip(rows, rows[16:]):                        # … of the step before
+            assert (a["token"] != b["token"]) == bool(int(b["changed"]))
+    assert share[1] < share[0]
+
+
+def test_nothing_given_draws_a_picture_and_its_caption(here, capsys):
+    assert sample.main(["--n", "3", "--seed", "1"]) == 0
+    said = capsys.readouterr().out
+    assert "samples.png: 3 pictures" in said and len(re.findall(r"^a \w+ \w+ \w+$", said, re.M)) == 3
+
+
+def test_film_strip_and_count_of_changes(here, capsys):
+    assert sample.main("a bold upright two --n 4 --seed 1 --gif film.gif --trace t.csv --eta 0.2".split()) == 0
+    said, film = capsys.readouterr().out, Image.open("film.gif")
+    assert film.n_frames == 6                                   # five states, and the last without marks
+    frames = []
+    for i in range(6):
+        film.seek(i)
+        frames.append(np.array(film.convert("RGB")).astype(int))
+    orange = [((f[..., 0] > 200) & (abs(f[..., 1] - 128) < 40) & (f[..., 2] < 60)).any() for f in frames]
+    assert orange == [False, True, True, True, True, False] and (frames[0] != frames[4]).any()
+    assert Image.open("film_strip.png").size == (6 * 114 + 2, 4 * 114 + 2)
+    changes = sum(int(row["changed"]) for row in csv.DictReader(open("t.csv")))
+    assert f"a token changed {changes / 64:.1f} times on average" in said
+
+
+def test_the_best_of_some_agrees_better_with_its_caption(here, capsys):
+    texts = [f"a {a} {b} {c}" for a in ("thin", "bold") for b in ("upright", "slanted") for c in train.DIGITS]
+    model, agreement = fudoki.Fudoki.open("runs/smoke/model.ckpt"), []
+    for n in (1, 8):
+        torch.manual_seed(0)
+        x = model.fill(model.DRAW, best_of=n, text=model.words.encode(texts))
+        assert model.words.decode(x["text"]) == texts
+        agreement.append(model.agreement(x).mean().item())
+    assert agreement[1] > agreement[0] + 0.1
+    assert sample.main("a bold upright two --n 2 --best-of 3".split()) == 0
+    assert "samples.png: 2 pictures" in capsys.readouterr().out
+
+
+def test_questions_are_learned_and_answered(no_judge, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert train.main(["--preset", "smoke", *TINY, "--steps", "3", "--ask", "0.5", "--infill", "0.1"]) == 0
+    assert "answers" in capsys.readouterr().out
+    for question in ("What digit?", "is it bold"):
+        assert sample.main(["--image", "runs/smoke/picture.png", "--ask", question, "--steps", "2"]) == 0
+        said = capsys.readouterr().out.split("\n")
+        assert re.fullmatch(r" +2  \w+ \w+\? \w+", said[-4])       # as it settles, the question given
+        assert re.fullmatch(r"\w+", said[-3])                      # and the answer; three steps know little
+
+
 def test_a_model_trained_with_infill_chooses_the_words_itself(no_judge, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert train.main(["--preset", "smoke", *TINY, "--steps", "3", "--infill", "0.5"]) == 0
@@ -225,8 +299,8 @@ def test_mistakes_in_training(arguments, says, capsys, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("arguments, says", [
-    ("", "say what to draw"), ("'a bold sevn'", "unknown word 'sevn'; did you mean seven"),
-    ("'a thin bold one'", "'thin' and 'bold' exclude each other"), ("seven --steps 0", "--steps has to be"),
+    ("'a bold sevn'", "unknown word 'sevn'; did you mean seven"),
+    ("'a thin bold one'", "is no caption: it has one word each of thin|bold"), ("seven --steps 0", "--steps has to be"),
     ("seven --n 0", "--n has to be"), ("seven --temperature -1", "--temperature has to be"),
     ("seven --temperature nan", "--temperature has to be"), ("seven --step rase", "did you mean race"),
     ("seven --out x.jpg", "ending in .png"), ("seven --out no/x.png", "a folder that exists"),
@@ -234,7 +308,15 @@ def test_mistakes_in_training(arguments, says, capsys, tmp_path, monkeypatch):
     ("--image none.png", "no picture none.png"), ("--image report.png", "no picture that can be read"),
     ("--image empty.png", "the picture is empty"), ("seven --checkpoint report.png", "damaged"),
     ("seven --checkpoint half.ckpt", "damaged"), ("seven --checkpoint other.ckpt", "damaged, or no checkpoint"),
-    ("'a bold slanted one' --image runs/smoke/picture.png", "nothing is left to fill")])
+    ("'a bold slanted one' --image runs/smoke/picture.png", "nothing is left to fill"),
+    ("one --keep top", "--keep needs a picture, --image"), ("--ask 'what digit'", "--ask needs a picture"),
+    ("--image runs/smoke/picture.png --keep middle", "--keep middle has to be top, bottom, left, right or ROW"),
+    ("--image runs/smoke/picture.png --keep 0:0-4:0", "rows and columns of patches from 0 to 3"),
+    ("--image runs/smoke/picture.png --from 1", "--from has to be a time from 0 to below 1"),
+    ("--image runs/smoke/picture.png --ask 'what digit'", "learned no questions"),
+    ("--image runs/smoke/picture.png --ask what seven", "--ask goes with a picture alone"),
+    ("seven --eta 1.5", "--eta has to be at least 0 and at most 1"), ("seven --best-of 0", "--best-of has to be"),
+    ("seven --gif film.png", "--gif film.png has to be a name ending in .gif"), ("seven --trace no/x.csv", "exists")])
 def test_mistakes_in_sampling(arguments, says, capsys, here):
     Path("samples.png").unlink(missing_ok=True)
     shutil.copyfile("runs/smoke/report.csv", "report.png")

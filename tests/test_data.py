@@ -76,7 +76,9 @@ def test_a_text_is_learned_continued_and_completed(here, capsys):
         assert capsys.readouterr().out.count("\nthe c") == 3
     assert sample.main(["--steps", "2", "--text", "the ___ sat"]) == 0
     said = capsys.readouterr().out
-    assert len(said.split("\n")[1]) == len("the ___ sat") and "2 network calls" in said
+    said = said.split("\n")
+    assert len(said[1]) == 6 + len("the ___ sat") and "·" in said[1] and said[3][6:] == said[4]
+    assert "2 network calls" in said[5]                                     # as it settles, then whole
     assert sample.main(["--steps", "2"]) == 0                               # from nothing
     assert "nothing is left to fill" in complaint(capsys, sample.main, "--text", "the cat")
     assert "no character 'Z'" in complaint(capsys, sample.main, "Zoo ___")
@@ -167,6 +169,18 @@ def test_a_folder_is_learned(here, capsys, mode):
     assert sample.main(["--image", "mine/0.png"]) == 0
     assert sample.main(["a ___ disk"]) == 0
     assert "unknown word 'disc'; did you mean disk" in complaint(capsys, sample.main, "a red disc")
+
+
+def test_questions_about_ones_own_pictures(here, capsys):
+    path, rows = folder()
+    write(path, [(name, f"What colour? {text.split()[1]}") for name, text in rows])
+    arguments = ["--data", "mine", "--image-size", "16", "--codes", "16", "--patch", "8"]
+    assert train.main([*arguments, *SHORT, *TINY]) == 0
+    for question in ("what colour", "What colour?"):
+        assert sample.main(["--image", "mine/0.png", "--ask", question]) == 0
+        answer = capsys.readouterr().out.split("\n")[-3]
+        assert "what" not in answer and "1 network call" not in answer
+    assert sample.main(["--image", "mine/0.png", "--keep", "left", "what colour? red", "--n", "1"]) == 0
 
 
 @pytest.mark.parametrize("rows, says", [

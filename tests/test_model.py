@@ -41,8 +41,33 @@ def test_words_go_to_their_slots():
     assert set(words.decode(chosen[1::2])) == {"a red round one", "a red square one"}
     with pytest.raises(fudoki.InputError, match="unknown word 'squre'; did you mean square"):
         words.encode(["a squre"])
-    with pytest.raises(fudoki.InputError, match="'red' and 'blue' exclude each other"):
+    with pytest.raises(fudoki.InputError, match="'red blue one' is no caption: .* red|blue"):
         words.encode(["red blue one"])
+
+
+def test_a_question_is_another_form_of_text_and_never_to_be_found():
+    words = fudoki.Words(SLOTS, [["how"], ["many?"], SLOTS[2]], [["is"], ["red?"], ["no", "yes"]])
+    asked = words.encode(["How many?", "how many", "is it red", "is red? yes", "a red one"])
+    assert words.decode(asked[3:4]) == ["is red? yes"]
+    assert [[i < 0 for i in row] for row in asked.tolist()] == \
+        [[False, False, True]] * 3 + [[False] * 3, [False, True, False]]
+    assert (asked[0] == asked[1]).all() and (asked[2, :2] == asked[3, :2]).all()
+    assert words.question(asked).tolist() == [[True, True, False]] * 4 + [[False] * 3]
+    assert set(words.decode(words.complete(asked[2:3].expand(50, 3)))) == {"is red? no", "is red? yes"}
+
+    pairs = fudoki.Vocabulary(["what", "colour", "?", "red"], 6)
+    text = pairs.encode(["what colour? red", "red"])
+    assert pairs.question(text).tolist() == [[True] * 3 + [False] * 2, [False] * 5]
+    assert not fudoki.Characters("a?", 4).question(torch.tensor([[0, 1, 0]])).any()
+
+
+def test_training_never_asks_for_a_question():
+    torch.manual_seed(0)
+    model = fudoki.Fudoki(["words", SLOTS, [["is"], ["red?"], ["no", "yes"]]], [12, 2, 6], infill=0.5,
+                          width=32, depth=2, heads=2)
+    x = batch(512) | {"text": model.words.encode(["is red? yes", "a red round one"] * 256)}
+    free, drawn = model.task(x)
+    assert not free["text"][::2, :2].any() and free["text"][::2, 2].any() and free["text"][1::2, 0].any()
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -95,7 +120,7 @@ def test_an_absent_modality_is_absent_from_the_sequence():
         alone = model.net({m: x[m]}, {m: some(x)[m]})
         assert set(alone) == {m} and alone[m].shape == whole[m].shape
         assert (alone[m] - whole[m]).abs().max() > 1e-3             # the other one had its say
-        states = list(model.generate({m: x[m]}, {m: torch.ones_like(x[m], dtype=torch.bool)}, 3))
+        states = list(model.generate({m: x[m]}, {m: torch.ones_like(x[m], dtype=torch.bool)}, steps=3))
         assert set(states[-1]) == {m}
 
 
@@ -180,6 +205,29 @@ def test_both_directions_are_learned(path):
     assert (model.words.encode(read) == x["text"]).float().mean() > 0.95
 
 
+def test_a_share_of_rows_is_any_mixture_of_given_and_free():
+    """Without infill a row is drawn or read; with it, every combination of given, part and free."""
+    x = batch(2000)
+    for infill in (0., 1.):
+        free, drawn = small(infill=infill, share=0.25).task(x)
+        kinds = [f.float().mean(1).ceil() + (f.float().mean(1) == 1) for f in free.values()]
+        count = torch.bincount((3 * kinds[0] + kinds[1]).long(), minlength=9)    # 3·text + image
+        assert drawn.float().mean() == 0.25
+        if infill:
+            assert (count > 50).all()       # a ninth each, but part of 3 × 3 is often all
+        else:
+            assert count[2] == 500 and count[6] == 1500         # image free, text free
+
+
+def test_parts_of_a_picture_are_rows_or_columns():
+    model = small()
+    part = model.part(batch(1000), "image").view(1000, 3, 3)
+    rows = (part == part[:, :, :1]).all((1, 2))
+    columns = (part == part[:, :1]).all((1, 2))
+    assert (rows | columns).all() and (rows & ~columns).sum() > 200 and (columns & ~rows).sum() > 200
+    assert 0.4 < part.float().mean() < 0.6
+
+
 # -------------------------------------------------------------------------------------- generation
 
 @pytest.mark.parametrize("path", PATHS)
@@ -247,10 +295,52 @@ def test_one_generation_step_of_an_oracle_follows_the_path(step):
     model, x_1 = small(), torch.full((20_000, 9), 4)
     model.net.forward = lambda x, free: {"image": 50. * torch.nn.functional.one_hot(x_1, 12)}
     free = {"image": torch.ones_like(x_1, dtype=torch.bool)}
-    for t, state in zip(torch.linspace(0, 1, 4), model.generate({"image": x_1}, free, 3, step)):
+    for t, state in zip(torch.linspace(0, 1, 4), model.generate({"image": x_1}, free, steps=3, step=step)):
         p_t = model.paths["image"].logits(torch.tensor([4]), t.view(1, 1)).softmax(-1)[0]
         found = torch.bincount(state["image"].flatten(), minlength=12) / x_1.numel()
         assert ((found - p_t).abs() <= 5 * (p_t * (1 - p_t) / x_1.numel()).sqrt() + 1e-6).all()
+
+
+def test_a_start_at_t_is_the_draft_corrupted_to_t():
+    model, x = small(), {"image": torch.full((20_000, 9), 4)}
+    free = {"image": torch.ones_like(x["image"], dtype=torch.bool)}
+    state = next(model.generate(x, free, start=0.6))
+    p_t = model.paths["image"].logits(torch.tensor([4]), torch.full((1, 1), 0.6)).softmax(-1)[0]
+    found = torch.bincount(state["image"].flatten(), minlength=12) / x["image"].numel()
+    assert ((found - p_t).abs() <= 5 * (p_t * (1 - p_t) / x["image"].numel()).sqrt() + 1e-6).all()
+    first = next(model.revise(x, free, 0.6))
+    assert (first["image"] == 4).all()                          # goes on from what it is given
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_the_corrector_keeps_the_marginals_and_moves_more_tokens(path):
+    """With a network that knows x₁, any share η of tokens drawn anew leaves x_t ~ p_t."""
+    model, x_1 = small(path), torch.full((20_000, 9), 4)
+    model.net.forward = lambda x, free: {"image": 50. * torch.nn.functional.one_hot(x_1, 12)}
+    free, moved = {"image": torch.ones_like(x_1, dtype=torch.bool)}, []
+    for eta in (0., 0.7):
+        states = list(model.generate({"image": x_1}, free, steps=4, eta=eta))
+        p_t = model.paths["image"].logits(torch.tensor([4]), torch.full((1, 1), 0.75)).softmax(-1)[0]
+        found = torch.bincount(states[3]["image"].flatten(), minlength=len(p_t)) / x_1.numel()
+        assert ((found - p_t).abs() <= 5 * (p_t * (1 - p_t) / x_1.numel()).sqrt() + 1e-6).all()
+        moved.append(sum((a["image"] != b["image"]).float().mean() for a, b in zip(states, states[1:])))
+    assert moved[1] > 1.2 * moved[0]
+
+
+def test_the_best_is_what_the_model_reads_best():
+    """A reader that names the first patch: the best of three is the picture that says its caption."""
+    model = small()
+    x = {"text": torch.tensor([[1, 3, 4]] * 3 + [[0, 2, 6]] * 3),
+         "image": torch.tensor([[0], [1], [2], [2], [1], [0]]).repeat(1, 9)}
+    heard = torch.tensor([[1, 3, 5], [1, 3, 4], [0, 2, 6]])
+
+    def reader(x, free):
+        assert free["text"].all() and not free["image"].any()
+        return {"text": 3. * torch.nn.functional.one_hot(heard[x["image"][:, 0]], 7)}
+    model.net.forward = reader
+    assert model.best(x, 3).tolist() == [1, 3]
+    p = math.exp(3) / (math.exp(3) + 6)                         # of the word it hears
+    assert_close(model.agreement(x)[1].item(), 3 * math.log(p), atol=1e-5, rtol=1e-5)
 
 
 def test_blank_frees_what_is_not_given():
