@@ -710,8 +710,8 @@ class Fudoki(L.LightningModule):
         one of them or both. path, exponent, normalize, schedule: an entry of PATHS and its
         options; width, depth, heads: of `Blocks`, or backbone: the arguments of `Backbone`.
 
-        share: of a batch that is drawn, the rest is read; drop: how often the captions are left
-        out when drawing; infill: share of rows in which any part is given; freeze: share
+        share: of a batch that is drawn, the rest is read; drop: how often either goes without the
+        other; infill: share of rows in which any part is given; freeze: share
         of the training in which of a backbone only the body learns; data: where it is from; form:
         what sample.py makes of a picture, a "digit" or a "crop". codebook, frequency {name: (V,)}
         and pretrained, a causal language model, are what training starts from; a checkpoint
@@ -801,15 +801,14 @@ class Fudoki(L.LightningModule):
         return free, drawn
 
     def training_step(self, x_1, index):
-        """Lightning's hook: drawing and reading in one batch. Now and then the rows to be drawn go
-        without their captions, which teaches what guidance compares with."""
+        """Lightning's hook: drawing and reading in one batch. Now and then pictures go without
+        their captions and captions without their pictures: what guidance compares with."""
         free, drawn = self.task(x_1)
         if len(x_1) == 1 or torch.rand(()) >= self.hparams.drop:
             loss, accuracy = self.loss(x_1, free)
         else:
-            picture = {"image": x_1["image"][drawn]}
-            a = torch.stack(self.loss(picture, self.only(picture, "image")))
-            b = torch.stack(self.loss(take(x_1, ~drawn), take(free, ~drawn)))
+            alone = {"image": x_1["image"][drawn]}, {"text": x_1["text"][~drawn]}
+            a, b = (torch.stack(self.loss(x, self.only(x, *x))) for x in alone)
             loss, accuracy = torch.lerp(b, a, drawn.float().mean())
         self.log_dict({"loss": loss, "accuracy": accuracy}, prog_bar=True)
         return loss
@@ -856,16 +855,15 @@ class Fudoki(L.LightningModule):
     # -- sampling: start from noise; predict, step, predict again
 
     def predict(self, x, free, guidance=1.):
-        """Logits of p(x₁ | x_t) at g = guidance: u + g (c − u), where u knows nothing of the
-        modalities that are given whole. g = 1 is off. ValueError: nothing is given whole."""
+        """Logits of p(x₁ | x_t) at g = guidance: u + g (c − u) for every modality to be filled,
+        where u sees this modality only. g = 1 is off. ValueError: there is no other modality."""
         c = self.net(x, free)
         if guidance == 1:
             return c
-        open_ = [m for m in x if free[m].any()]
-        if len(open_) == len(x):
-            raise ValueError("guidance needs a modality without a free position to leave out")
-        u = self.net({m: x[m] for m in open_}, {m: free[m] for m in open_})
-        return {m: u[m] + guidance * (c[m] - u[m]) for m in open_}
+        if len(x) == 1:
+            raise ValueError("guidance needs another modality to leave out")
+        return {m: u + guidance * (c[m] - u) for m in x if free[m].any()
+                for u in self.net({m: x[m]}, {m: free[m]}).values()}
 
     def generate(self, x, free, *, start=0., **options):
         """Fills the free positions of x: yields every state from noise to the answer.
@@ -873,6 +871,11 @@ class Fudoki(L.LightningModule):
         start: the time from which noise is taken away. At 0 it does not matter what x holds at
         free positions; later, x is a draft. options: see `revise`."""
         return self.revise(self.noisy(x, free, start), free, start, **options)
+
+    @staticmethod
+    def times(t, steps):
+        """t < … < 1, steps + 1 of them."""
+        return torch.linspace(t, 1, steps + 1).tolist()
 
     @torch.no_grad()
     def revise(self, x, free, t=0., steps=8, step="race", eta=0., guidance=1., temperature=1.):
@@ -884,7 +887,7 @@ class Fudoki(L.LightningModule):
         if steps < 1:
             raise ValueError(f"steps must be at least 1, not {steps}")
         yield x                                                         # 1. x_t, at first noise
-        for t, s in itertools.pairwise(torch.linspace(t, 1, steps + 1).tolist()):
+        for t, s in itertools.pairwise(self.times(t, steps)):
             p_1t = self.predict(x, free, guidance)                      # 2. what will it be?
             x = dict(x)
             for m, l in p_1t.items():

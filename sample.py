@@ -277,9 +277,8 @@ def main(argv=None):
     options = dict(model.WRITE if alone else model.DRAW if drawing else model.READ)
     options |= dict(step=given.step, eta=given.eta)
     options |= {k: v for k, v in vars(given).items() if k in model.DRAW and v is not None}
-    if options.get("guidance", 1) != 1 and all(f.any() for f in free.values()):
-        print("guidance is off: no caption is given whole, so there is nothing to leave out")
-        options["guidance"] = 1
+    if alone and options.get("guidance", 1) != 1:
+        raise InputError("guidance needs a picture; this model knows texts only")
     states = list(tqdm(model.generate(x, free, start=given.start or 0., **options), "steps",
                        options["steps"] + 1, leave=False, delay=2))
     if given.best_of > 1:
@@ -315,12 +314,13 @@ def main(argv=None):
 
 def report(states, free, options):
     """Prints the network calls, and how often the free tokens changed."""
-    calls = options["steps"] * (1 if options.get("guidance", 1) == 1 else 2)
+    guided = options.get("guidance", 1) != 1
+    calls = options["steps"] * (1 + guided * sum(bool(f.any()) for f in free.values()))
     count = torch.cat([sum((a[m] != b[m]).long() for a, b in zip(states, states[1:]))[free[m]]
                        for m in free])
     share = torch.bincount(count.clamp(max=4), minlength=5) / len(count)
-    shares = ", ".join(f"{name} times {s:.0%}" for name, s in zip(
-        ("0", "1", "2", "3", "4 or more"), share.tolist()) if s)
+    shares = ", ".join(f"{name} {s:.0%}" for name, s in zip(
+        ("never", "once", "twice", "3 times", "more often"), share.tolist()) if s)
     print(f"{calls} network call{'s' * (calls > 1)}; a token changed {count.float().mean():.1f} "
           f"times on average ({shares})")
 

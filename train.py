@@ -47,18 +47,18 @@ from fudoki import (PATHS, SCHEDULES, TEXTS, UNREADABLE, Fudoki, InputError, Par
 PRESETS = {         # what they cost and reach: tests/bench/*.csv, README
     "toy": dict(
         codes=256, patch=4, path="metric", exponent=2.0, normalize=False, schedule="calibrated",
-        width=96, depth=4, heads=3, lr=3e-3, weight_decay=0.01, share=0.65, drop=0.1, infill=0.0,
-        ask=0.0,
+        width=96, depth=4, heads=3, lr=3e-3, weight_decay=0.01, share=0.65, drop=0.1, infill=0.1,
+        ask=0.05,
         batch=64, steps=4500, max_minutes=12.5, ema=0.999, val_every=500, train_images=60_000,
         test_images=10_000, drawings=1000, threads=0, seed=0, data="", image_size=64, text="",
         length=128, backbone="", shift=True, freeze=0.0),
     "smoke": dict(
         codes=128, patch=7, width=64, depth=2, heads=2, lr=5e-3, steps=600, max_minutes=1 / 3,
-        share=0.5, ema=0.98, val_every=300, train_images=4000, test_images=500, drawings=200,
+        share=0.5, infill=0.0, ask=0.0, ema=0.98, val_every=300, train_images=4000, test_images=500, drawings=200,
         threads=1),
     "folder": dict(batch=32, infill=0.2),
     "text": dict(width=128, heads=4, batch=32, infill=0.5, max_minutes=10.0),
-    "ar": dict(backbone="HuggingFaceTB/SmolLM2-135M", lr=3e-4, batch=16),
+    "ar": dict(backbone="HuggingFaceTB/SmolLM2-135M", lr=3e-4, batch=16, infill=0.0),
 }
 TRAINER = dict(accelerator="auto", devices="auto", num_nodes=1, strategy="auto", precision="auto")
 HELP = dict(
@@ -68,9 +68,10 @@ HELP = dict(
     schedule=" or ".join(SCHEDULES), width="of the transformer", depth="blocks of the transformer",
     heads="of its attention", lr="peak learning rate", weight_decay="of AdamW",
     share="of a batch that is drawn, the rest is read",
-    drop="how often captions are left out when drawing, for guidance",
+    drop="how often pictures and captions go without each other, for guidance",
     infill="share of rows in which any part of text and picture is given",
-    ask="share of rows with a question and its answer instead of a caption (toy)",
+    ask="share of digits with a question and its answer instead of a caption; not with a "
+    "backbone; captions of a folder may hold questions of their own: what colour? red",
     batch="rows per step",
     steps="training steps at most", max_minutes="minutes of training at most; both ends are known "
     "to the learning rate", ema="decay of the averaged weights",
@@ -131,9 +132,6 @@ def parse(argv=None):
                          "above 0")
     if run.text and (run.data or run.preset not in ("text", "ar")):
         raise InputError("--text goes with --preset text or --preset ar, and without --data")
-    if run.ask and (run.backbone or run.text or run.data):
-        raise InputError("--ask is for digits without a backbone; captions of a folder may hold "
-                         "questions, such as 'what colour? red'")
     if run.backbone and run.path == "mask":
         raise InputError("--path mask needs a token that the backbone does not have")
     return run
@@ -383,7 +381,8 @@ class Digits(Pictures):
 
     def __init__(self, run):
         self.train, self.test, self.origin = load_digits(run)
-        self.ask, self.words = run.ask, ["words", SLOTS, *(QUESTIONS if run.ask else [])]
+        self.ask = 0. if run.backbone else run.ask
+        self.words = ["words", SLOTS, *(QUESTIONS if self.ask else [])]
 
     def tokens(self, model):
         """Training and validation rows; in the share `ask` of training a question is asked."""

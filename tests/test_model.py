@@ -261,15 +261,18 @@ def test_a_seed_decides_the_result_and_the_placeholder_does_not():
     assert (run(3, x)[-1] != run(4, x)[-1]).any()
 
 
-def test_guidance_goes_from_the_prediction_without_to_the_one_with():
+def test_guidance_goes_from_the_prediction_alone_to_the_one_with_the_other_modality():
     model, x = small(), batch()
-    free = model.only(x, "image")
-    c = model.net(x, free)["image"]
-    u = model.net({"image": x["image"]}, {"image": free["image"]})["image"]
-    for g in (0., 1., 3.):
-        assert_close(model.predict(x, free, g)["image"], u + g * (c - u), atol=1e-5, rtol=1e-5)
-    with pytest.raises(ValueError, match="nothing|leave out"):
-        model.predict(x, model.only(x, "text", "image"), 2.)
+    for names in (["image"], ["text"], ["text", "image"]):
+        free = model.only(x, *names)
+        c = model.net(x, free)
+        for g in (0., 1., 3.):
+            found = model.predict(x, free, g)
+            for m in names:
+                u = model.net({m: x[m]}, {m: free[m]})[m]
+                assert_close(found[m], u + g * (c[m] - u), atol=1e-5, rtol=1e-5)
+    with pytest.raises(ValueError, match="another modality"):
+        model.predict({"text": x["text"]}, {"text": free["text"]}, 2.)
 
 
 def test_temperature_zero_is_the_likeliest_and_small_ones_tend_to_it():

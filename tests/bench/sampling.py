@@ -1,9 +1,13 @@
-"""How well a trained model draws, by the options of `generate`: appends to a CSV, skips what is there.
+"""How well trained models draw, by the options of `generate`: appends to sampling.csv, skips the
+rows that are there.
 
-    python tests/bench/sampling.py [--checkpoint FILE] [--name NAME] [--out FILE] [--data-dir FOLDER]
+    python tests/bench/sampling.py NAME=CHECKPOINT … [--data-dir FOLDER] [--minutes 30]
 
-500 pictures a cell and seed, their captions from the held-out images of training (the first thousand),
-so that test captions are left for the report. A judge as in `train.report` looks at the pictures.
+NAME is the path of the checkpoint for the CSV: metric has all cells, others only those that compare
+paths. 500 pictures a cell and seed; their captions are of the held-out images of training (the
+first thousand), so that test captions are left for the report. The judge is that of the report.
+Two steps are defined here, to compare with: `released` is Euler with the velocity at the beginning
+of a step, which FUDOKI's code sets to 0 at t = 0; `increments` has ℓ_s − ℓ_t for (s − t)·∂ℓ.
 """
 import argparse
 import csv
@@ -13,6 +17,7 @@ import time
 from pathlib import Path
 
 import lightning as L
+import numpy as np
 import torch
 
 ROOT = Path(__file__).parents[2]
@@ -20,43 +25,122 @@ sys.path.insert(0, str(ROOT))
 import fudoki  # noqa: E402
 import train  # noqa: E402
 
-CELLS = [dict(step="race", steps=4, guidance=g, temperature=T)
-         for g, T in itertools.product((1.5, 2., 2.5, 3.), (1., 0.7, 0.5, 0.3))]
-COLUMNS = "checkpoint step steps guidance temperature seed digit caption frechet judge images_per_s".split()
+FILE = ROOT / "tests/bench/sampling.csv"
+KEYS = "checkpoint step steps guidance temperature eta best_of times seed".split()
+COLUMNS = [*KEYS, *"digit caption frechet judge changes revised images_per_s".split()]
+DRAW = dict(step="race", **fudoki.Fudoki.DRAW, eta=0., best_of=1, times="even")
 
-parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-parser.add_argument("--checkpoint", default="runs/toy/model.ckpt")
-parser.add_argument("--out", default=ROOT / "tests/bench/sampling.csv", type=Path)
-parser.add_argument("--name", default="toy", help="of the checkpoint, for the CSV")
-parser.add_argument("--data-dir")
-parser.add_argument("--seeds", type=int, default=3)
-given = parser.parse_args()
 
-if not given.out.exists():
-    given.out.write_text(",".join(COLUMNS) + "\n")
-done = {tuple(row[k] for k in COLUMNS[:6]) for row in csv.DictReader(given.out.open())}
-todo = [dict(checkpoint=given.name, **cell, seed=seed) for seed in range(given.seeds) for cell in CELLS]
-todo = [cell for cell in todo if tuple(str(v) for v in cell.values()) not in done]
+def jump(u, x_t, duration):
+    lam = u.sum(-1)
+    leaves = torch.rand_like(lam) < -torch.expm1(-duration * lam)
+    return torch.where(leaves, fudoki.categorical(u), x_t)
 
-L.seed_everything(0, verbose=False)
-digits = train.Digits(train.parse(["--data-dir", given.data_dir] if given.data_dir else []))
-data, test = digits.train, digits.test
-model = fudoki.Fudoki.open(given.checkpoint)
-judge = train.Judge().fit(data[0][1000:], data[1][1000:])
-truth = digits.rows(model, data[0][:1000], data[1][:1000])[1]
-accuracy = (judge(test[0])[1] == test[1]).float().mean().item()
-ideal, _ = judge(model.patches.decode(model.patches.encode(test[0])))
-for cell in todo:
-    seed, options = cell["seed"], {k: cell[k] for k in ("step", "steps", "guidance", "temperature")}
-    L.seed_everything(seed, verbose=False)
-    texts = truth[500 * (seed % 2):][:500]
-    begin = time.time()
-    drawn = model.draw(texts, **options)
-    rate = 500 / (time.time() - begin)
-    features, seen = judge(drawn)
-    row = cell | dict(zip(("digit", "caption"), train.right(train.captions(drawn, seen), texts)),
-                      frechet=f"{train.frechet(features, ideal):.2f}", judge=f"{accuracy:.4f}",
-                      images_per_s=f"{rate:.0f}")
-    with given.out.open("a", newline="") as file:
-        csv.DictWriter(file, COLUMNS).writerow(row)
-    print(row, flush=True)
+
+@fudoki.in_rows
+def released(path, x_t, x_1, t, s):
+    if not t[0]:
+        return x_t
+    return jump(fudoki.kinetic_optimal(path, x_t, x_1, t), x_t, (s - t)[..., 0])
+
+
+@fudoki.in_rows
+def increments(path, x_t, x_1, t, s):
+    l_t = path.logits(x_1, t)
+    rise = path.logits(x_1, s) - l_t
+    return jump(l_t.softmax(-1) * (rise - fudoki.at(rise, x_t)).relu(), x_t, 1.)
+
+
+fudoki.STEPS |= {"released": released, "increments": increments}
+
+
+def cells(name):
+    """The options to be tried on a checkpoint, the most important ones first."""
+    found = [dict(steps=n) for n in (1, 2, 4, 8, 16, 32)]
+    if name == "metric":
+        found += [dict(steps=n, step=step) for step in ("released", "increments", "euler", "renoise")
+                  for n in (2, 4, 8)]
+        found += [dict(steps=8, guidance=g) for g in (1., 1.5, 2., 3.)]
+        found += [dict(temperature=T) for T in (0.7, 1.)]
+        found += [dict(steps=n, eta=eta) for n in (4, 8) for eta in (0.1, 0.3)]
+        found += [dict(steps=n, times="loss") for n in (2, 4, 8)]
+        found += [dict(best_of=n) for n in (4, 16)]
+        found += [dict(steps=16, step=step) for step in ("released", "renoise")]
+    elif name in ("uniform", "mask"):
+        found += [dict(steps=8, step="renoise"), dict(steps=8, eta=0.1)]
+    return [DRAW | options for options in found]
+
+
+def equal_loss(model, tokens):
+    """`times` with the same fall of the model's loss in every step."""
+    grid = torch.linspace(0, 1, 21)
+    with torch.no_grad():
+        loss = [model.loss(tokens, model.only(tokens, "image"), t)[0].item() for t in grid[:-1]]
+    loss = np.minimum.accumulate([*loss, 0.])
+    return lambda t, steps: np.interp(np.linspace(loss[0], 0, steps + 1)[::-1], loss[::-1],
+                                      grid.numpy()[::-1])[::-1].tolist()
+
+
+def run(cell, model, truth):
+    """Pictures, changes of a token on average, the share that changed more than once."""
+    options = {k: cell[k] for k in ("step", "steps", "guidance", "temperature", "eta")}
+    text = model.words.encode(truth)
+    if cell["best_of"] > 1:
+        x = model.fill(options, rows=50, best_of=cell["best_of"], text=text)
+        return model.patches.decode(x["image"]), "", ""
+    states = [x["image"] for x in model.generate(*model.blank(len(text), text=text), **options)]
+    count = sum((a != b).float() for a, b in itertools.pairwise(states))
+    return (model.patches.decode(states[-1]), f"{count.mean().item():.3f}",
+            f"{(count > 1).float().mean().item():.3f}")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoints", nargs="+", metavar="NAME=CHECKPOINT")
+    parser.add_argument("--data-dir")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--minutes", type=float, default=30)
+    given = parser.parse_args()
+    end = time.time() + 60 * given.minutes
+    done = {tuple(row[k] for k in KEYS) for row in csv.DictReader(FILE.open())}
+
+    L.seed_everything(0, verbose=False)
+    arguments = ["--data-dir", given.data_dir] if given.data_dir else []
+    digits = train.Digits(train.parse(arguments))
+    (images, labels), test = digits.train, digits.test
+    judge = train.Judge().fit(images[1000:], labels[1000:])
+    accuracy = (judge(test[0])[1] == test[1]).float().mean().item()
+    models = {}
+    for argument in given.checkpoints:
+        name, path = argument.split("=", 1)
+        model = models[name] = fudoki.Fudoki.open(path)
+        rows, model.truth = digits.rows(model, images[:1000], labels[:1000])
+        model.by_loss = equal_loss(model, fudoki.take(rows.tokens, slice(0, 500)))
+        model.ideal, _ = judge(model.patches.decode(model.patches.encode(test[0])))
+        print(name, "times by loss:", *(f"{t:.3f}" for t in model.by_loss(0, 8)), flush=True)
+    for seed, name in itertools.product(range(given.seeds), models):
+        for cell in cells(name):
+            row = {"checkpoint": name} | cell | {"seed": seed}
+            if tuple(str(row[k]) for k in KEYS) in done:
+                continue
+            if time.time() > end:
+                return print("time is over; the same command goes on")
+            model = models[name]
+            model.times = model.by_loss if cell["times"] == "loss" else fudoki.Fudoki.times
+            L.seed_everything(seed, verbose=False)
+            truth, begin = model.truth[500 * (seed % 2):][:500], time.time()
+            drawn, changes, revised = run(cell, model, truth)
+            rate = 500 / (time.time() - begin)
+            features, seen = judge(drawn)
+            row |= dict(zip(("digit", "caption"), train.right(train.captions(drawn, seen), truth)),
+                        frechet=f"{train.frechet(features, model.ideal):.2f}",
+                        judge=f"{accuracy:.4f}", changes=changes, revised=revised,
+                        images_per_s=f"{rate:.0f}")
+            with FILE.open("a", newline="") as file:
+                csv.DictWriter(file, COLUMNS, lineterminator="\n").writerow(row)
+            print(*row.values(), flush=True)
+
+
+if __name__ == "__main__":
+    main()
