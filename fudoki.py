@@ -23,7 +23,6 @@ import itertools
 import math
 import pathlib
 import pickle
-import random
 import re
 import sys
 
@@ -189,7 +188,8 @@ def in_rows(function):
         def row(a):
             if torch.is_tensor(a) and not a.is_floating_point():
                 return a.reshape(-1)
-            return torch.as_tensor(a, device=x.device).float().expand(*x.shape, 1).reshape(-1, 1)
+            a = torch.as_tensor(a, device=x.device).float().expand(*x.shape, 1)
+            return a.reshape(-1, 1).contiguous()        # for jvp, a number of its own per row
 
         n = max(1, CHUNK // len(path.embedding))
         with torch.autocast(x.device.type, enabled=False):
@@ -329,10 +329,6 @@ class Text:
         """list of N int -> str, a dot for −1"""
         return " ".join(self.words[i] if i >= 0 else "·" for i in ids)
 
-    def complete(self, tokens):
-        """What training did not teach to fill: nothing here."""
-        return tokens
-
     def question(self, tokens):
         """True up to the last question mark, which is never to be found: (B, N) -> (B, N) bool"""
         mark = torch.isin(tokens, torch.tensor(self.marks, device=tokens.device)).long()
@@ -379,14 +375,6 @@ class Words(Text):
                 return [self.token[f[0]] if len(f) == 1 else -1 for f in found]
         kinds = ", ".join("|".join(slot) for slot in self.forms[0])
         raise InputError(f"'{text}' is no caption: it has one word each of {kinds}")
-
-    def complete(self, tokens):
-        """Chooses words that were left out (−1) at random: (B, slots) -> (B, slots) long."""
-        def filled(row):
-            form = next(form for form in self.forms if all(
-                t < 0 or self.words[t] in slot for t, slot in zip(row, form)))
-            return [self.token[random.choice(slot)] if t < 0 else t for t, slot in zip(row, form)]
-        return torch.tensor([filled(row) for row in tokens.tolist()])
 
     def decode(self, tokens):
         """(B, slots) long -> list of B strings."""
@@ -448,7 +436,8 @@ class Pieces(Text):
 
     def text(self, ids):
         return "".join(
-            "·" * len(list(run)) if free else self.tokenizer.decode([*run], skip_special_tokens=False)
+            "·" * len([*run]) if free else
+            self.tokenizer.decode([*run], skip_special_tokens=False)
             for free, run in itertools.groupby(ids, lambda i: i < 0))
 
 
@@ -788,16 +777,14 @@ class Fudoki(L.LightningModule):
 
     def task(self, x_1):
         """Free positions for training: some rows are drawn, the others read. In the share `infill`
-        of both, each modality is given, free, or a part of it. -> free, drawn (B,) bool"""
+        of both, a part of the picture or text is given. -> free, drawn (B,) bool"""
         B, h = len(next(iter(x_1.values()))), self.hparams
         share = h.share if len(x_1) > 1 else float("image" in x_1)
         drawn = (torch.arange(B, device=self.device) * share) % 1 < share
-        mixed = torch.rand(B, 1, device=self.device) < h.infill
-        free = {}
-        for m, may in self.only(x_1, *x_1).items():
-            kind = torch.randint(3 if len(x_1) > 1 else 1, (B, 1), device=self.device)
-            some = torch.where(kind == 0, self.part(x_1, m), kind == 1)
-            free[m] = may & torch.where(mixed, some, drawn[:, None] == (m == "image"))
+        free = self.only(x_1, *x_1)
+        for m in free:
+            whole = torch.rand(B, 1, device=self.device) >= h.infill
+            free[m] &= (drawn[:, None] == (m == "image")) & (whole | self.part(x_1, m))
         return free, drawn
 
     def training_step(self, x_1, index):
@@ -807,8 +794,8 @@ class Fudoki(L.LightningModule):
         if len(x_1) == 1 or torch.rand(()) >= self.hparams.drop:
             loss, accuracy = self.loss(x_1, free)
         else:
-            alone = {"image": x_1["image"][drawn]}, {"text": x_1["text"][~drawn]}
-            a, b = (torch.stack(self.loss(x, self.only(x, *x))) for x in alone)
+            a, b = (torch.stack(self.loss({m: x_1[m][rows]}, {m: free[m][rows]}))
+                    for m, rows in (("image", drawn), ("text", ~drawn)))
             loss, accuracy = torch.lerp(b, a, drawn.float().mean())
         self.log_dict({"loss": loss, "accuracy": accuracy}, prog_bar=True)
         return loss
@@ -862,8 +849,8 @@ class Fudoki(L.LightningModule):
             return c
         if len(x) == 1:
             raise ValueError("guidance needs another modality to leave out")
-        return {m: u + guidance * (c[m] - u) for m in x if free[m].any()
-                for u in self.net({m: x[m]}, {m: free[m]}).values()}
+        alone = {m: self.net({m: x[m]}, {m: free[m]})[m] for m in x if free[m].any()}
+        return {m: u + guidance * (c[m] - u) for m, u in alone.items()}
 
     def generate(self, x, free, *, start=0., **options):
         """Fills the free positions of x: yields every state from noise to the answer.
@@ -929,9 +916,16 @@ class Fudoki(L.LightningModule):
             parts.append(take(x, self.best(x, best_of)) if best_of > 1 else x)
         return {m: torch.cat([x[m] for x in parts]) for m in parts[0]}
 
+    def complete(self, text):
+        """Words that are missing (−1), by what the model knows of words alone, when there is no
+        picture yet: (B, N) long -> (B, N) long."""
+        x, free = {"text": text.clamp(min=0).to(self.device)}, {"text": (text < 0).to(self.device)}
+        *_, x = self.generate(x, free, steps=8) if free["text"].any() else [x]
+        return x["text"]
+
     def draw(self, texts, **options):
         """Pictures of B captions: list of B strings -> (B, C, size, size) in [0, 1]."""
-        x = self.fill(self.DRAW | options, text=self.words.encode(texts))
+        x = self.fill(self.DRAW | options, text=self.complete(self.words.encode(texts)))
         return self.patches.decode(x["image"])
 
     def read(self, tokens, asked=None, **options):

@@ -152,6 +152,11 @@ def preview(images):
         print("".join(" ░▒▓█"[level] for level in line).rstrip())
 
 
+def changes(given):
+    """Whether a picture is given to be changed, not to be read."""
+    return given.keep is not None or given.start is not None
+
+
 def kept(region, side):
     """Which of side × side patches lie in a region such as top or 0:0-2:6: (side²,) bool.
     InputError: there is no such region."""
@@ -168,32 +173,41 @@ def kept(region, side):
     return inside.flatten()
 
 
-def known(given, model, n):
-    """What is given, as tokens (n, N), and as a draft where it is to be changed, −1 otherwise:
-    -> known and draft, {name: (n, N)} each. InputError: this model cannot do that."""
-    alone, known, draft = model.patches is None, {}, {}
-    if alone and (given.image or given.gif or given.best_of > 1):
-        raise InputError("this model knows texts only: no --image, no --gif, no --best-of")
-    text = given.prompt
+def begin(given, model, n):
+    """What is given, and which positions are free: x, free {name: (n, N)}, n rows alike.
+    InputError: this model cannot do that, or nothing is left to fill."""
+    alone, changed, known, text = model.patches is None, changes(given), {}, given.prompt
+    about_pictures = given.image, given.gif, given.best_of > 1, given.guidance not in (None, 1)
+    if alone and any(about_pictures):
+        raise InputError("this model knows texts only: no --image, --gif, --best-of, --guidance")
     if given.ask:
         if not model.words.marks:
-            raise InputError("this model has learned no questions; train.py --ask 0.1 teaches them")
+            raise InputError("this model has learned no questions; train.py --ask teaches them")
         text = given.ask.rstrip(" ?") + "? ___"
-    changed = given.keep is not None or given.start is not None
     if given.image:
         image = model.patches.encode(see(given.image, model).to(model.device)).expand(n, -1)
         preview(model.patches.decode(image[:1]))
-        keep = torch.full(image.shape, not changed)
+        keep = torch.full_like(image, not changed, dtype=torch.bool)
         if given.keep:
-            keep = kept(given.keep, math.isqrt(model.patches.length))
-        draft["image"], known["image"] = image, image.where(keep.to(image.device), -1)
-    if text or alone:
+            keep |= kept(given.keep, math.isqrt(model.patches.length)).to(keep.device)
+        known["image"] = image.where(keep, -1)
+    if text or not given.image:
         known["text"] = model.words.encode([text or "___"]).expand(n, -1)
-    elif changed or not given.image:
-        known["text"] = torch.full((n, model.words.length), -1)
-    if "text" in known and (changed or not given.image) and not model.hparams.infill:
-        known["text"] = model.words.complete(known["text"])     # it never learned to fill such gaps
-    return known, draft
+        if not alone and (changed or not given.image):          # first the words, then the picture
+            known["text"] = model.complete(known["text"])
+    x, free = model.blank(n, **known)
+    if given.image:
+        x["image"] = image
+    if changed and not text:                                    # no caption, no guidance
+        x, free = {"image": x["image"]}, {"image": free["image"]}
+    if not any(f.any() for f in free.values()):
+        raise InputError("all is given, nothing is left to fill: ___ is a blank, --keep and "
+                         "--from change a picture")
+    if given.gif and not free["image"].any():
+        raise InputError("--gif shows how a picture is drawn; this one is given")
+    if "text" not in x and (given.best_of > 1 or given.guidance not in (None, 1)):
+        raise InputError("--best-of and --guidance need a caption")
+    return x, free
 
 
 def marked(pictures, changed, patch, zoom):
@@ -212,18 +226,18 @@ def film(states, model, path):
     """Writes a generation as an animation, and a strip of it with the number of changes of every
     patch at its end: path, path_strip.png. -> their names"""
     images = [state["image"] for state in states]
-    changes = [torch.zeros_like(images[0], dtype=torch.bool),
+    changed = [torch.zeros_like(images[0], dtype=torch.bool),
                *(a != b for a, b in zip(images, images[1:]))]
     zoom = max(1, 112 // model.patches.size)
     frames = [marked(model.patches.decode(x), c, model.patches.patch, zoom)
-              for x, c in zip(images, changes)]
-    frames.append(marked(model.patches.decode(images[-1]), changes[0], model.patches.patch, zoom))
+              for x, c in zip(images, changed)]
+    frames.append(marked(model.patches.decode(images[-1]), changed[0], model.patches.patch, zoom))
     rows = math.ceil(len(images[0]) ** 0.5)
     grids = [make_grid(frame, rows, pad_value=0.3) for frame in frames]
     grids = [Image.fromarray((255 * g).byte().permute(1, 2, 0).cpu().numpy()) for g in grids]
     grids[0].save(path, save_all=True, append_images=grids[1:], loop=0,
                   duration=[max(80, 2400 // len(grids))] * (len(grids) - 1) + [2000])
-    count = sum(c.float() for c in changes)
+    count = sum(c.float() for c in changed)
     side = math.isqrt(count.shape[1])
     count = (count / count.amax().clamp(min=1)).view(-1, 1, side, side)
     count = F.interpolate(count, frames[0].shape[-2:]).expand_as(frames[0])
@@ -255,45 +269,17 @@ def trace(states, path):
                     writer.writerow([row, i, m, place, token, changed])
 
 
-@command
-def main(argv=None):
-    """Fills what is free, and shows it."""
-    given = parse(argv)
-    warnings.simplefilter("ignore", FutureWarning)      # what libraries plan is no news for users
-    model = Fudoki.open(given.checkpoint)
-    print(f"{model.source}, trained on {model.hparams.data}")
-    if given.seed is not None:
-        L.seed_everything(given.seed, verbose=False)
-    alone, changed = model.patches is None, given.keep is not None or given.start is not None
-    n = given.n or (1 if alone or given.image and not changed else 16)
-    x, draft = known(given, model, n * given.best_of)
-    x, free = model.blank(n * given.best_of, **x)
-    x |= {m: d.to(model.device) for m, d in draft.items()}
-    if not any(f.any() for f in free.values()):
-        raise InputError("all is given, nothing is left to fill: ___ is a blank, --keep and --from "
-                         "change a picture")
-
-    drawing, gaps = not alone and bool(free["image"].any()), bool(free["text"].any())
-    options = dict(model.WRITE if alone else model.DRAW if drawing else model.READ)
-    options |= dict(step=given.step, eta=given.eta)
-    options |= {k: v for k, v in vars(given).items() if k in model.DRAW and v is not None}
-    if alone and options.get("guidance", 1) != 1:
-        raise InputError("guidance needs a picture; this model knows texts only")
-    states = list(tqdm(model.generate(x, free, start=given.start or 0., **options), "steps",
-                       options["steps"] + 1, leave=False, delay=2))
-    if given.best_of > 1:
-        best = model.best(states[-1], given.best_of)
-        states, free = [take(state, best) for state in states], take(free, best)
-    last = states[-1]
-
-    if drawing:
-        pictures = model.patches.decode(last["image"]).clamp(0, 1)
-        preview(pictures)
+def show(states, free, model, given):
+    """The result: pictures, films, texts, to files and to the terminal. InputError: a file cannot
+    be written."""
+    last, gaps = states[-1], "text" in free and bool(free["text"].any())
     try:
-        if drawing:
+        if "image" in free and free["image"].any():
+            pictures = model.patches.decode(last["image"]).clamp(0, 1)
+            preview(pictures)
             save_image(F.interpolate(pictures, scale_factor=4), given.out,
-                       nrow=math.ceil(n ** 0.5), padding=8, pad_value=0.3)
-            print(f"{given.out}: {n} picture{'s' * (n > 1)}")
+                       nrow=math.ceil(len(pictures) ** 0.5), padding=8, pad_value=0.3)
+            print(f"{given.out}: {len(pictures)} picture{'s' * (len(pictures) > 1)}")
         if given.gif:
             print("{}: the generation; {}: the same, changes per patch at the end".format(
                 *film(states, model, given.gif)))
@@ -302,14 +288,14 @@ def main(argv=None):
             print(f"{given.trace}: every token at every step")
     except OSError as error:
         raise InputError(f"{error.filename or given.out} cannot be written: {error}") from error
-    if gaps and options["steps"] > 1:
+    if gaps and len(states) > 2:
         settling(states, model.words)
     if given.ask:
         print("\n".join(model.words.text(x[f].tolist())
                         for x, f in zip(last["text"], free["text"])))
     elif gaps or not given.prompt or (model.words.encode([given.prompt]) < 0).any():
-        print("\n".join(model.words.decode(last["text"])))
-    report(states, free, options)
+        print("\n".join(model.words.decode(last["text"]) if "text" in last
+                        else model.read(last["image"])))
 
 
 def report(states, free, options):
@@ -323,6 +309,32 @@ def report(states, free, options):
         ("never", "once", "twice", "3 times", "more often"), share.tolist()) if s)
     print(f"{calls} network call{'s' * (calls > 1)}; a token changed {count.float().mean():.1f} "
           f"times on average ({shares})")
+
+
+@command
+def main(argv=None):
+    """Fills what is free, and shows it."""
+    given = parse(argv)
+    warnings.simplefilter("ignore", FutureWarning)      # what libraries plan is no news for users
+    model = Fudoki.open(given.checkpoint)
+    print(f"{model.source}, trained on {model.hparams.data}")
+    if given.seed is not None:
+        L.seed_everything(given.seed, verbose=False)
+    one = model.patches is None or given.image and not changes(given)
+    x, free = begin(given, model, (given.n or (1 if one else 16)) * given.best_of)
+    drawing = "image" in x and bool(free["image"].any())
+    options = model.DRAW if drawing else model.WRITE if model.patches is None else model.READ
+    options = options | dict(step=given.step, eta=given.eta)
+    options |= {k: v for k, v in vars(given).items() if k in model.DRAW and v is not None}
+    if len(x) == 1:
+        options["guidance"] = 1.
+    states = list(tqdm(model.generate(x, free, start=given.start or 0., **options), "steps",
+                       options["steps"] + 1, leave=False, delay=2))
+    if given.best_of > 1:
+        best = model.best(states[-1], given.best_of)
+        states, free = [take(state, best) for state in states], take(free, best)
+    show(states, free, model, given)
+    report(states, free, options)
 
 
 if __name__ == "__main__":

@@ -47,18 +47,17 @@ from fudoki import (PATHS, SCHEDULES, TEXTS, UNREADABLE, Fudoki, InputError, Par
 PRESETS = {         # what they cost and reach: tests/bench/*.csv, README
     "toy": dict(
         codes=256, patch=4, path="metric", exponent=2.0, normalize=False, schedule="calibrated",
-        width=96, depth=4, heads=3, lr=3e-3, weight_decay=0.01, share=0.65, drop=0.1, infill=0.1,
-        ask=0.05,
-        batch=64, steps=4500, max_minutes=12.5, ema=0.999, val_every=500, train_images=60_000,
+        width=96, depth=4, heads=3, lr=3e-3, weight_decay=0.01, share=0.65, drop=0.1, infill=0.0,
+        ask=0.0, batch=64, steps=4500, max_minutes=12.5, ema=0.999, val_every=500, train_images=60_000,
         test_images=10_000, drawings=1000, threads=0, seed=0, data="", image_size=64, text="",
         length=128, backbone="", shift=True, freeze=0.0),
     "smoke": dict(
         codes=128, patch=7, width=64, depth=2, heads=2, lr=5e-3, steps=600, max_minutes=1 / 3,
-        share=0.5, infill=0.0, ask=0.0, ema=0.98, val_every=300, train_images=4000, test_images=500, drawings=200,
-        threads=1),
+        share=0.5, ema=0.98, val_every=300, train_images=4000,
+        test_images=500, drawings=200, threads=1),
     "folder": dict(batch=32, infill=0.2),
     "text": dict(width=128, heads=4, batch=32, infill=0.5, max_minutes=10.0),
-    "ar": dict(backbone="HuggingFaceTB/SmolLM2-135M", lr=3e-4, batch=16, infill=0.0),
+    "ar": dict(backbone="HuggingFaceTB/SmolLM2-135M", lr=3e-4, batch=16),
 }
 TRAINER = dict(accelerator="auto", devices="auto", num_nodes=1, strategy="auto", precision="auto")
 HELP = dict(
@@ -427,11 +426,12 @@ class Digits(Pictures):
         """How many questions about the digit, and how many of all, are answered right. -> rows"""
         if not self.ask:
             return []
-        truth, shares = zip(*map(questions, truth)), []
-        for texts in truth:
+        right_ones = []
+        for texts in zip(*map(questions, truth)):
             read = model.read(tokens, [text.rpartition(" ")[0] for text in texts])
-            shares.append(right(read, texts)[0])
-        return [("answers, steps 1, greedy", shares[0], sum(shares) / len(shares), *[math.nan] * 3)]
+            right_ones.append(right(read, texts)[0])
+        nan, all_three = math.nan, sum(right_ones) / len(right_ones)
+        return [("answers, digit and all, greedy", right_ones[0], all_three, nan, nan, 1)]
 
 
 class Folder(Pictures):

@@ -252,15 +252,6 @@ def test_questions_are_learned_and_answered(no_judge, tmp_path, monkeypatch, cap
         assert re.fullmatch(r"\w+", said[-3])                      # and the answer; three steps know little
 
 
-def test_a_model_trained_with_infill_chooses_the_words_itself(no_judge, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    assert train.main(["--preset", "smoke", *TINY, "--steps", "3", "--infill", "0.5"]) == 0
-    assert sample.main(["bold", "seven", "--steps", "3"]) == 0
-    said = capsys.readouterr().out
-    assert "9 network calls" in said                            # both are free: c and two u
-    assert len(re.findall(r"^a bold \w+ seven$", said, re.M)) == 16
-
-
 def test_read_any_form_of_a_picture(here, capsys):
     digit = Image.open("runs/smoke/picture.png").convert("L")
     Image.eval(digit, lambda v: 255 - v).save("dark.png")
@@ -352,6 +343,23 @@ def test_readmes_table_is_the_reports():
         assert (f"| `{preset}` | {real['data']} | {float(real['minutes']):.1f} | {pair['drawing']} | "
                 f"{float(rows['drawing']['frechet']):.1f} ({float(real['frechet']):.1f}) | "
                 f"{pair['reading']} | {pair['ceiling']} |") in (ROOT / "README.md").read_text()
+
+
+def test_readmes_tables_are_the_studies(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "tests" / "bench")
+    import tables
+    text = (ROOT / "README.md").read_text()
+    for row in [*tables.paths(), *tables.repairs()]:
+        assert row in text, row
+    fill = {row["what"].split(",")[0]: row for row in csv.DictReader(open(ROOT / "tests/bench/toy_fill.csv"))}
+    short = {k: [f"{float(v[c]):.3f}"[1:] for c in ("digit", "caption")] for k, v in fill.items() if v["caption"] != "nan"}
+    for numbers in ("in {} of the drawings, captions in {}".format(*short["drawing"]),
+                    "reading {} / {}".format(*short["reading"]),
+                    "about the digit {}, about all three {}".format(*short["answers"])):
+        assert numbers in text, numbers
+    best = tables.mean(tables.cell(best_of="16"), "digit")[0], tables.mean(tables.cell(best_of="16"), "caption")[0]
+    plain = tables.mean(tables.cell(steps="8", guidance="1.0"), "digit")[0]
+    assert [f"{v:.3f}" for v in (*best, plain)] == ["0.999", "0.999", "0.862"] and "`--best-of 16` has .999" in text
 
 
 def test_readmes_row_of_the_text_is_the_reports():

@@ -36,9 +36,6 @@ def test_words_go_to_their_slots():
     whole = words.encode(["a blue square three", "Red, round one."])
     assert words.decode(whole) == ["a blue square three", "a red round one"]
     assert words.encode(["three, blue", "___ square ___", ""]).tolist() == [[1, -1, 6], [-1, 3, -1], [-1] * 3]
-    chosen = words.complete(words.encode(["square", "one red"] * 100))
-    assert set(words.decode(chosen[::2])) == {f"a {a} square {c}" for a in SLOTS[0] for c in SLOTS[2]}
-    assert set(words.decode(chosen[1::2])) == {"a red round one", "a red square one"}
     with pytest.raises(fudoki.InputError, match="unknown word 'squre'; did you mean square"):
         words.encode(["a squre"])
     with pytest.raises(fudoki.InputError, match="'red blue one' is no caption: .* red|blue"):
@@ -53,7 +50,6 @@ def test_a_question_is_another_form_of_text_and_never_to_be_found():
         [[False, False, True]] * 3 + [[False] * 3, [False, True, False]]
     assert (asked[0] == asked[1]).all() and (asked[2, :2] == asked[3, :2]).all()
     assert words.question(asked).tolist() == [[True, True, False]] * 4 + [[False] * 3]
-    assert set(words.decode(words.complete(asked[2:3].expand(50, 3)))) == {"is red? no", "is red? yes"}
 
     pairs = fudoki.Vocabulary(["what", "colour", "?", "red"], 6)
     text = pairs.encode(["what colour? red", "red"])
@@ -65,9 +61,10 @@ def test_training_never_asks_for_a_question():
     torch.manual_seed(0)
     model = fudoki.Fudoki(["words", SLOTS, [["is"], ["red?"], ["no", "yes"]]], [12, 2, 6], infill=0.5,
                           width=32, depth=2, heads=2)
-    x = batch(512) | {"text": model.words.encode(["is red? yes", "a red round one"] * 256)}
-    free, drawn = model.task(x)
-    assert not free["text"][::2, :2].any() and free["text"][::2, 2].any() and free["text"][1::2, 0].any()
+    texts = ["is red? yes"] * 2 + ["a red round one"] * 2           # of each, one drawn and one read
+    free, drawn = model.task(batch(512) | {"text": model.words.encode(texts * 128)})
+    asked, caption = free["text"].view(128, 2, 2, 3).unbind(1)
+    assert not asked[..., :2].any() and asked[..., 2].any() and caption[..., 0].any()
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -197,7 +194,8 @@ def test_both_directions_are_learned(path):
     read = model.read(x["image"])
     partial = x["text"].repeat(8, 1)
     partial[:, 1] = -1                                          # the model chooses this word itself
-    whole = model.fill(dict(steps=8, temperature=0.5), text=partial)
+    whole = model.fill(model.DRAW, text=model.complete(partial))
+    assert (whole["text"] == partial)[:, ::2].all()
     matches = whole["image"] == whole["text"].repeat(1, 3) + 5 * (torch.arange(9) % 2)
     assert matches.float().mean() > 0.85                        # … one that belongs there
     assert torch.isin(whole["text"][:, 1], torch.tensor([2, 3])).float().mean() > 0.8
@@ -205,18 +203,17 @@ def test_both_directions_are_learned(path):
     assert (model.words.encode(read) == x["text"]).float().mean() > 0.95
 
 
-def test_a_share_of_rows_is_any_mixture_of_given_and_free():
-    """Without infill a row is drawn or read; with it, every combination of given, part and free."""
+def test_in_a_share_of_rows_a_part_is_given():
+    """A row is drawn or read; with infill, a part of what is to be found is given."""
     x = batch(2000)
     for infill in (0., 1.):
         free, drawn = small(infill=infill, share=0.25).task(x)
-        kinds = [f.float().mean(1).ceil() + (f.float().mean(1) == 1) for f in free.values()]
-        count = torch.bincount((3 * kinds[0] + kinds[1]).long(), minlength=9)    # 3·text + image
         assert drawn.float().mean() == 0.25
-        if infill:
-            assert (count > 50).all()       # a ninth each, but part of 3 × 3 is often all
-        else:
-            assert count[2] == 500 and count[6] == 1500         # image free, text free
+        assert not free["image"][~drawn].any() and not free["text"][drawn].any()
+        for found in (free["image"][drawn], free["text"][~drawn]):
+            share = found.float().mean(1)
+            part = (share > 0) & (share < 1)
+            assert part.float().mean() > 0.3 if infill else (share == 1).all()
 
 
 def test_parts_of_a_picture_are_rows_or_columns():

@@ -15,6 +15,8 @@ import matplotlib.pyplot as plt  # noqa: E402
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 import fudoki  # noqa: E402
+import sample  # noqa: E402
+import tables  # noqa: E402
 import train  # noqa: E402
 
 model = fudoki.Fudoki.open("runs/toy/model.ckpt").cpu()
@@ -37,7 +39,20 @@ states = model.generate(x, free, **model.DRAW | dict(steps=9))
 frames = torch.stack([model.patches.decode(state["image"]) for state in states], 1)     # (3, 10, 1, H, W)
 save(frames.flatten(0, 1), "unfolding.png", 10)
 
-# 3. P(x_t = x₁) along the paths, x₁ being the tokens of test images
+# 3. of a model with --infill 0.1 --ask 0.05: one picture, kept in its upper half, or edited from t = .25; a film with what changes
+picture = model.patches.encode(train.load_digits(train.parse(sys.argv[1:]))[1][0][:1]).expand(7, -1)
+rows = []
+for caption, kept, start in (("a bold upright three", sample.kept("top", 7), 0.),
+                             ("a bold slanted seven", sample.kept("0:0-0:0", 7) & False, 0.25)):
+    x, free = model.blank(7, text=model.words.encode([caption] * 7), image=picture.where(kept, -1))
+    *_, x = model.generate(x | {"image": picture}, free, start=start, **model.DRAW)
+    rows += [picture[:1], x["image"]]
+save(model.patches.decode(torch.cat(rows)), "fill.png", 8)
+x, free = model.blank(2, text=model.words.encode(["a bold slanted three", "a thin upright two"]))
+states = list(model.generate(x, free, **model.DRAW | dict(steps=8)))
+sample.film(states, model, ROOT / "figures/film.gif")
+
+# 4. P(x_t = x₁) along the paths, x₁ being the tokens of test images
 test = train.load_digits(train.parse(sys.argv[1:]))[1][0][:500]
 x_1 = model.patches.encode(test).flatten()
 codebook = model.patches.codebook
@@ -54,3 +69,21 @@ plt.ylabel("P(x_t = x₁)")
 plt.legend()
 plt.tight_layout()
 plt.savefig(ROOT / "figures" / "kept.png", dpi=110)
+
+# 5. quality by steps, from sampling.csv
+figure, axes = plt.subplots(1, 2, figsize=(9, 3.2))
+lines = [(label, dict(step=step), "-") for step, label in tables.STEPS.items()]
+lines += [(f"{name} path, race", dict(checkpoint=name), "--") for name in tables.PATHS[1:]]
+for axis, column in zip(axes, ("caption", "frechet")):
+    for label, option, style in lines:
+        found = [(n, *tables.mean(some, column)) for n in (1, 2, 4, 8, 16, 32)
+                 if (some := tables.cell(steps=str(n), **option))]
+        axis.errorbar(*zip(*found), fmt=style, label=label, capsize=2)
+    axis.set_xscale("log", base=2)
+    axis.set_xticks([1, 2, 4, 8, 16, 32], [1, 2, 4, 8, 16, 32])
+    axis.set_xlabel("steps (two network calls each)")
+axes[0].set_ylabel("captions right")
+axes[1].set_ylabel("Fréchet distance")
+axes[1].legend(fontsize=7)
+figure.tight_layout()
+figure.savefig(ROOT / "figures" / "steps.png", dpi=110)

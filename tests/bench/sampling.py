@@ -58,8 +58,8 @@ def cells(name):
     """The options to be tried on a checkpoint, the most important ones first."""
     found = [dict(steps=n) for n in (1, 2, 4, 8, 16, 32)]
     if name == "metric":
-        found += [dict(steps=n, step=step) for step in ("released", "increments", "euler", "renoise")
-                  for n in (2, 4, 8)]
+        found += [dict(steps=n, step=step) for n in (2, 4, 8)
+                  for step in ("released", "increments", "euler", "renoise")]
         found += [dict(steps=8, guidance=g) for g in (1., 1.5, 2., 3.)]
         found += [dict(temperature=T) for T in (0.7, 1.)]
         found += [dict(steps=n, eta=eta) for n in (4, 8) for eta in (0.1, 0.3)]
