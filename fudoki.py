@@ -249,8 +249,8 @@ def euler(path, x_t, x_1, t, s, velocity=kinetic_optimal):
 
 
 def log_exp(like):
-    """log E with E ~ Exp(1), in the shape of `like`. It may be −∞, which is harmless, never +∞."""
-    return torch.rand_like(like).neg_().log1p_().neg_().log_()
+    """log E with E = −log U ~ Exp(1), in the shape of `like`; finite, since 1e-8 ≤ U < 1."""
+    return torch.rand_like(like).clamp_(min=1e-8).log_().neg_().log_()
 
 
 @in_rows
@@ -693,18 +693,17 @@ class Fudoki(L.LightningModule):
 
     def __init__(self, text=None, image=None, path="metric", exponent=2., normalize=False,
                  schedule="calibrated", width=96, depth=4, heads=3, backbone=None, lr=3e-3,
-                 weight_decay=0.01, share=0.5, drop=0.1, infill=0., freeze=0., data="",
-                 form="digit", codebook=None, frequency=None, pretrained=None):
+                 weight_decay=0.01, share=0.5, drop=0.1, freeze=0., data="", form="digit",
+                 codebook=None, frequency=None, pretrained=None):
         """text: [an entry of TEXTS, its arguments]; image: the arguments of `Patches`; a model has
         one of them or both. path, exponent, normalize, schedule: an entry of PATHS and its
         options; width, depth, heads: of `Blocks`, or backbone: the arguments of `Backbone`.
 
         share: of a batch that is drawn, the rest is read; drop: how often either goes without the
-        other; infill: share of rows in which any part is given; freeze: share
-        of the training in which of a backbone only the body learns; data: where it is from; form:
-        what sample.py makes of a picture, a "digit" or a "crop". codebook, frequency {name: (V,)}
-        and pretrained, a causal language model, are what training starts from; a checkpoint
-        restores what was made of them."""
+        other; freeze: share of the training in which of a backbone only the body learns; data:
+        where it is from; form: what sample.py makes of a picture, a "digit" or a "crop". codebook,
+        frequency {name: (V,)} and pretrained, a causal language model, are what training starts
+        from; a checkpoint restores what was made of them."""
         super().__init__()
         self.save_hyperparameters(ignore=["codebook", "frequency", "pretrained"], logger=False)
         self.words = TEXTS[text[0]](*text[1:]) if text else None
@@ -764,28 +763,14 @@ class Fudoki(L.LightningModule):
             free["text"] &= ~self.words.question(x["text"])
         return free
 
-    def part(self, x, m):
-        """True in a random strip of every row or in all but a strip: a stretch of a text; rows or
-        columns of a picture, often up to its edge. (B, N) bool"""
-        B, N = x[m].shape
-        places = self.net.input[m].coordinates(N) + 0.5                             # (N, 2)
-        axis = torch.randint(2, (B,), device=self.device)
-        bounds = places.amax() * (2 * torch.rand(2, B, 1, device=self.device) - 0.5)
-        place = places.T[axis]                                                      # (B, N)
-        inside = (bounds.amin(0) < place) & (place < bounds.amax(0))
-        return inside ^ (torch.rand(B, 1, device=self.device) < 0.5)
-
     def task(self, x_1):
-        """Free positions for training: some rows are drawn, the others read. In the share `infill`
-        of both, a part of the picture or text is given. -> free, drawn (B,) bool"""
-        B, h = len(next(iter(x_1.values()))), self.hparams
-        share = h.share if len(x_1) > 1 else float("image" in x_1)
+        """Free positions for training: some rows are drawn, the others read. -> free, and which
+        rows are drawn (B,) bool"""
+        B, share = len(next(iter(x_1.values()))), self.hparams.share
+        share = share if len(x_1) > 1 else float("image" in x_1)
         drawn = (torch.arange(B, device=self.device) * share) % 1 < share
         free = self.only(x_1, *x_1)
-        for m in free:
-            whole = torch.rand(B, 1, device=self.device) >= h.infill
-            free[m] &= (drawn[:, None] == (m == "image")) & (whole | self.part(x_1, m))
-        return free, drawn
+        return {m: f & (drawn[:, None] == (m == "image")) for m, f in free.items()}, drawn
 
     def training_step(self, x_1, index):
         """Lightning's hook: drawing and reading in one batch. Now and then pictures go without
@@ -852,39 +837,40 @@ class Fudoki(L.LightningModule):
         alone = {m: self.net({m: x[m]}, {m: free[m]})[m] for m in x if free[m].any()}
         return {m: u + guidance * (c[m] - u) for m, u in alone.items()}
 
-    def generate(self, x, free, *, start=0., **options):
-        """Fills the free positions of x: yields every state from noise to the answer.
-
-        start: the time from which noise is taken away. At 0 it does not matter what x holds at
-        free positions; later, x is a draft. options: see `revise`."""
-        return self.revise(self.noisy(x, free, start), free, start, **options)
-
     @staticmethod
     def times(t, steps):
         """t < … < 1, steps + 1 of them."""
         return torch.linspace(t, 1, steps + 1).tolist()
 
     @torch.no_grad()
-    def revise(self, x, free, t=0., steps=8, step="race", eta=0., guidance=1., temperature=1.):
-        """Goes on from the state x of time t: yields it, and `steps` more, the last one at t = 1.
+    def generate(self, x, free, *, x_t=None, start=0., steps=8, step="race", eta=0.,
+                 guidance=1., temperature=1.):
+        """Fills the free positions of x: yields every state from noise to the answer, steps + 1.
 
+        Of a modality that is given in part, the given tokens move, too, towards what they are: as
+        noisy as the rest, which is all that training has shown. So parts need no training of
+        their own. Questions stand still.
+
+        x_t, start: the state to begin with and its time. Without a state it is x with the noise
+        of that time, and x is a draft where it is free; at 0 it does not matter what it holds.
         step: an entry of STEPS; eta: share of tokens that every step draws anew from p_s instead,
         a corrector; guidance: see `predict`; temperature: of x₁ ~ p(x₁ | x_t), 0 takes the
         likeliest. ValueError: steps < 1."""
         if steps < 1:
             raise ValueError(f"steps must be at least 1, not {steps}")
-        yield x                                                         # 1. x_t, at first noise
-        for t, s in itertools.pairwise(self.times(t, steps)):
-            p_1t = self.predict(x, free, guidance)                      # 2. what will it be?
-            x = dict(x)
+        moving = self.only(x, *(m for m in x if free[m].any()))
+        x_t = self.noisy(x, moving, start) if x_t is None else x_t      # 1. x_t, at first noise
+        yield x_t
+        for t, s in itertools.pairwise(self.times(start, steps)):
+            p_1t, x_t = self.predict(x_t, moving, guidance), dict(x_t)  # 2. what will it be?
             for m, l in p_1t.items():
-                x_1 = guess(l, temperature)                             # 3. x₁ ~ p(x₁ | x_t)
-                x_s = (STEPS[step] if s < 1 else finish)(self.paths[m], x[m], x_1, t, s)
+                x_1 = torch.where(free[m], guess(l, temperature), x[m])     # 3. x₁ ~ p(x₁ | x_t)
+                x_s = (STEPS[step] if s < 1 else finish)(self.paths[m], x_t[m], x_1, t, s)
                 if eta and s < 1:
                     anew = torch.rand(x_s.shape, device=x_s.device) < eta
                     x_s = torch.where(anew, renoise(self.paths[m], x_s, x_1, t, s), x_s)
-                x[m] = torch.where(free[m], x_s, x[m])                  # 4. a step towards it
-            yield x
+                x_t[m] = torch.where(moving[m], x_s, x_t[m])                # 4. a step towards it
+            yield x_t
 
     @torch.no_grad()
     def agreement(self, x):

@@ -55,7 +55,7 @@ def parse(argv=None):
     parser.add_argument("--best-of", type=int, default=1, metavar="N", help="draw N for each, "
                         "keep the one of which the model itself reads the caption best")
     parser.add_argument("--steps", type=int, help=f"default: {draw['steps']} to draw, "
-                        f"{read['steps']} to read, {write['steps']} to write")
+                        f"{read['steps']} to read, 8 to fill a caption, {write['steps']} to write")
     parser.add_argument("--step", default="race", help=f"{', '.join(STEPS)} (default: race)")
     parser.add_argument("--eta", type=float, default=0., help="corrector: share of tokens that "
                         "every step draws anew (default: 0)")
@@ -324,6 +324,8 @@ def main(argv=None):
     x, free = begin(given, model, (given.n or (1 if one else 16)) * given.best_of)
     drawing = "image" in x and bool(free["image"].any())
     options = model.DRAW if drawing else model.WRITE if model.patches is None else model.READ
+    if one and given.prompt and model.patches:          # given words need time to be heard
+        options = options | dict(steps=8)
     options = options | dict(step=given.step, eta=given.eta)
     options |= {k: v for k, v in vars(given).items() if k in model.DRAW and v is not None}
     if len(x) == 1:

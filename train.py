@@ -47,16 +47,16 @@ from fudoki import (PATHS, SCHEDULES, TEXTS, UNREADABLE, Fudoki, InputError, Par
 PRESETS = {         # what they cost and reach: tests/bench/*.csv, README
     "toy": dict(
         codes=256, patch=4, path="metric", exponent=2.0, normalize=False, schedule="calibrated",
-        width=96, depth=4, heads=3, lr=3e-3, weight_decay=0.01, share=0.65, drop=0.1, infill=0.0,
-        ask=0.0, batch=64, steps=4500, max_minutes=12.5, ema=0.999, val_every=500, train_images=60_000,
-        test_images=10_000, drawings=1000, threads=0, seed=0, data="", image_size=64, text="",
-        length=128, backbone="", shift=True, freeze=0.0),
+        width=96, depth=4, heads=3, lr=3e-3, weight_decay=0.01, share=0.65, drop=0.1, ask=0.05,
+        batch=64, steps=4500, max_minutes=12.5, ema=0.999, val_every=500,
+        train_images=60_000, test_images=10_000, drawings=1000, threads=0, seed=0, data="",
+        image_size=64, text="", length=128, backbone="", shift=True, freeze=0.0),
     "smoke": dict(
         codes=128, patch=7, width=64, depth=2, heads=2, lr=5e-3, steps=600, max_minutes=1 / 3,
         share=0.5, ema=0.98, val_every=300, train_images=4000,
         test_images=500, drawings=200, threads=1),
-    "folder": dict(batch=32, infill=0.2),
-    "text": dict(width=128, heads=4, batch=32, infill=0.5, max_minutes=10.0),
+    "folder": dict(batch=32),
+    "text": dict(width=128, heads=4, batch=32, max_minutes=10.0),
     "ar": dict(backbone="HuggingFaceTB/SmolLM2-135M", lr=3e-4, batch=16),
 }
 TRAINER = dict(accelerator="auto", devices="auto", num_nodes=1, strategy="auto", precision="auto")
@@ -68,7 +68,6 @@ HELP = dict(
     heads="of its attention", lr="peak learning rate", weight_decay="of AdamW",
     share="of a batch that is drawn, the rest is read",
     drop="how often pictures and captions go without each other, for guidance",
-    infill="share of rows in which any part of text and picture is given",
     ask="share of digits with a question and its answer instead of a caption; not with a "
     "backbone; captions of a folder may hold questions of their own: what colour? red",
     batch="rows per step",
@@ -125,10 +124,9 @@ def parse(argv=None):
     if not run.backbone and run.width % (4 * run.heads):
         raise InputError(f"--width {run.width} is no multiple of 4·heads = {4 * run.heads}")
     if not (0 < run.share < 1 and run.batch > 1 and run.max_minutes > 0 and 0 <= run.drop <= 1
-            and 0 <= run.infill <= 1 and 0 <= run.ask < 1 and 0 <= run.freeze < 1):
-        raise InputError("--share has to lie between 0 and 1, --drop, --infill, --ask and "
-                         "--freeze from 0 to 1, --batch has to be at least 2 and --max-minutes "
-                         "above 0")
+            and 0 <= run.ask < 1 and 0 <= run.freeze < 1):
+        raise InputError("--share has to lie between 0 and 1, --drop, --ask and --freeze from 0 "
+                         "to 1, --batch has to be at least 2 and --max-minutes above 0")
     if run.text and (run.data or run.preset not in ("text", "ar")):
         raise InputError("--text goes with --preset text or --preset ar, and without --data")
     if run.backbone and run.path == "mask":
@@ -329,8 +327,8 @@ def load_backbone(name, shift):
     return dict(backbone=[config, start, shift], pretrained=model), json, end
 
 
-OF_MODEL = ("path exponent normalize schedule width depth heads lr weight_decay share drop infill "
-            "freeze").split()
+OF_MODEL = ("path exponent normalize schedule width depth heads lr weight_decay share drop freeze"
+            ).split()
 
 
 class Pictures:

@@ -168,6 +168,7 @@ def test_a_folder_is_learned(here, capsys, mode):
         assert picture.size == (64, 64)
     assert sample.main(["--image", "mine/0.png"]) == 0
     assert sample.main(["a ___ disk"]) == 0
+    assert "learned no questions" in complaint(capsys, sample.main, "--image", "mine/0.png", "--ask", "what")
     assert "unknown word 'disc'; did you mean disk" in complaint(capsys, sample.main, "a red disc")
 
 

@@ -217,6 +217,17 @@ def test_the_mask_path_cannot_revise(step):
     assert (fudoki.finish(make("metric"), revealed, x_1, 0.9, 1.) == 2).all()
 
 
+@pytest.mark.parametrize("u", [0., 1 - 2 ** -24])
+def test_race_bears_the_rarest_random_numbers(u, monkeypatch):
+    """The smallest and the largest number that torch.rand gives: no NaN wins against [MASK]."""
+    path, x_1 = make("mask"), torch.arange(V)
+    monkeypatch.setattr(torch, "rand_like", lambda like: torch.full_like(like, u))
+    assert torch.isfinite(fudoki.log_exp(torch.zeros(3))).all()
+    for t, s in ((0., 0.5), (0.3, 0.4), (0.9, 1.)):
+        x_s = race(path, torch.full((V,), V), x_1, t, s)
+        assert ((x_s == V) | (x_s == x_1)).all()
+
+
 @pytest.mark.parametrize("name, velocity", [("race", "kinetic_optimal"), ("euler", "kinetic_optimal"),
                                             ("corrector", "corrector"), ("campbell", "campbell")])
 def test_tiny_steps_jump_at_the_rate_of_the_velocity(name, velocity):

@@ -30,7 +30,7 @@ def save(images, name, columns):
 
 
 # 1. every caption
-weights, slants, digits = model.words.slots
+weights, slants, digits = model.words.forms[0]
 save(model.draw([f"{a} {b} {c}" for a in weights for b in slants for c in digits]), "digits.png", 10)
 
 # 2. three generations, from noise to the picture

@@ -79,9 +79,8 @@ for argument in given.checkpoints:
         x, free = truth | {m: before}, model.only(truth, m)
         if way == "told":
             free[m] = hit
-        if way != "state":
-            x = model.noisy(x, free, t)
-        *_, end = model.revise(x, free, t, steps=4, temperature=0.)
+        *_, end = model.generate(x, free, x_t=x if way == "state" else None, start=t, steps=4,
+                                 temperature=0.)
         same = end[m] == truth[m]
         left = ""
         if m == "image":
