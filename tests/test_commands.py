@@ -333,24 +333,39 @@ def test_help(main, capsys):
     assert end.value.code == 0 and "python" in said and "default" in said
 
 
+def pairs(report):
+    """{what: "digit / caption"} and the rows of a report in tests/bench."""
+    rows = csv.DictReader(open(ROOT / f"tests/bench/{report}.csv"))
+    rows = {row["what"].split(",")[0]: row for row in rows}
+    return {what: f"{float(row['digit']):.3f} / {float(row['caption']):.3f}".replace("0.", ".")
+            for what, row in rows.items()}, rows
+
+
 def test_readmes_table_is_the_reports():
+    text = (ROOT / "README.md").read_text()
     for preset in ("smoke", "toy", "ar"):
-        rows = csv.DictReader(open(ROOT / f"tests/bench/{preset}.csv"))
-        rows = {row["what"].split(",")[0]: row for row in rows}
-        pair = {k: f"{float(v['digit']):.3f} / {float(v['caption']):.3f}".replace("0.", ".") for k, v in rows.items()}
+        pair, rows = pairs(preset)
         real = rows["judge"]
         assert (f"| `{preset}` | {real['data']} | {float(real['minutes']):.1f} | {pair['drawing']} | "
                 f"{float(rows['drawing']['frechet']):.1f} ({float(real['frechet']):.1f}) | "
-                f"{pair['reading']} | {pair['ceiling']} |") in (ROOT / "README.md").read_text()
+                f"{pair['reading']} | {pair['ceiling']} |") in text
+    text = " ".join(text.split())
+    assert "about the digit {}, of all {};".format(*pairs("toy")[0]["answers"].split(" / ")) in text
+    plain = pairs("toy_plain")[0]
+    assert f"(`--ask 0`) it drew {plain['drawing']} and read {plain['reading']}." in text
+    assert f"cost drawing ({pairs('toy_fill')[0]['drawing']} in one run)" in text
+    assert f"with the shift it drew {pairs('ar_shift')[0]['drawing']})" in text
 
 
 def test_readmes_tables_are_the_studies(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "tests" / "bench")
     import tables
     text = (ROOT / "README.md").read_text()
-    for row in [*tables.paths(), *tables.repairs()]:
+    for row in [*tables.paths(), *tables.parts(), *tables.repairs()]:
         assert row in text, row
-    best = tables.mean(tables.cell(best_of="16"), "digit")[0], tables.mean(tables.cell(best_of="16"), "caption")[0]
+    real = {row["kept"]: float(row["real_seam"]) for row in tables.rows("inpaint") if row["real_seam"]}
+    assert f"its two sides, {(real['top'] + real['left']) / 2:.3f} in real".replace("0.", ".") in " ".join(text.split())
+    best = [tables.mean(tables.cell(best_of="16"), column)[0] for column in ("digit", "caption")]
     plain = tables.mean(tables.cell(steps="8", guidance="1.0"), "digit")[0]
     assert [f"{v:.3f}" for v in (*best, plain)] == ["0.999", "0.999", "0.862"] and "`--best-of 16` has .999" in text
 

@@ -39,7 +39,7 @@ states = model.generate(x, free, **model.DRAW | dict(steps=9))
 frames = torch.stack([model.patches.decode(state["image"]) for state in states], 1)     # (3, 10, 1, H, W)
 save(frames.flatten(0, 1), "unfolding.png", 10)
 
-# 3. of a model with --infill 0.1 --ask 0.05: one picture, kept in its upper half, or edited from t = .25; a film with what changes
+# 3. one picture, kept in its upper half, or edited from t = .25; a film with what changes
 picture = model.patches.encode(train.load_digits(train.parse(sys.argv[1:]))[1][0][:1]).expand(7, -1)
 rows = []
 for caption, kept, start in (("a bold upright three", sample.kept("top", 7), 0.),
@@ -48,7 +48,7 @@ for caption, kept, start in (("a bold upright three", sample.kept("top", 7), 0.)
     *_, x = model.generate(x | {"image": picture}, free, start=start, **model.DRAW)
     rows += [picture[:1], x["image"]]
 save(model.patches.decode(torch.cat(rows)), "fill.png", 8)
-x, free = model.blank(2, text=model.words.encode(["a bold slanted three", "a thin upright two"]))
+x, free = model.blank(2, text=model.words.encode(["a bold slanted seven", "a thin upright two"]))
 states = list(model.generate(x, free, **model.DRAW | dict(steps=8)))
 sample.film(states, model, ROOT / "figures/film.gif")
 

@@ -1,5 +1,5 @@
-"""The tables of README and tutorial about sampling.csv and repair.csv: means over the seeds ±
-standard errors.
+"""The tables of README and tutorial about sampling.csv, inpaint.csv and repair.csv: means over the
+seeds ± standard errors.
 
     python tests/bench/tables.py
 """
@@ -14,6 +14,10 @@ DRAW = dict(checkpoint="metric", step="race", steps="4", guidance="2.5", tempera
 PATHS = "metric", "uniform", "mask"
 STEPS = {"released": "Euler as released", "increments": "Euler, increments",
          "euler": "Euler, mid-step", "race": "race (exact)", "renoise": "renoise"}
+GIVEN = {("moving", "metric"): "metric, as noisy as the rest", ("still", "metric"): "metric, clean",
+         ("still", "learned"): "metric, clean, trained with given parts",
+         ("moving", "uniform"): "uniform, as noisy as the rest", ("still", "uniform"): "uniform, clean",
+         ("moving", "mask"): "mask, as noisy as the rest", ("still", "mask"): "mask, clean"}
 WAYS = {"state": "as it is", "draft": "noise of t = {} added", "told": "told which"}
 
 
@@ -36,8 +40,7 @@ def cell(**options):
 
 def line(what, found):
     """A row of a table: digit, caption, Fréchet, changes, share changed more than once."""
-    cells = ["{:.3f} ± {:.3f}".format(*mean(found, c)).replace("0.", ".")
-             for c in ("digit", "caption")]
+    cells = [share(found, c) for c in ("digit", "caption")]
     cells.append("{:.1f} ± {:.1f}".format(*mean(found, "frechet")))
     cells += ["{:.2f}".format(mean(found, c)[0]) if found[0][c] else ""
               for c in ("changes", "revised")]
@@ -69,6 +72,27 @@ def options():
     return [line(what, some) for what, option in found if (some := cell(**option))]
 
 
+def share(found, column):
+    """.987 ± .003"""
+    return "{:.3f} ± {:.3f}".format(*mean(found, column)).replace("0.", ".")
+
+
+def parts():
+    """README's table of given parts: pictures of which a half is kept, captions with a gap."""
+    found = []
+    for (given, name), what in GIVEN.items():
+        some = [row for row in rows("inpaint")
+                if (row["given"], row["checkpoint"]) == (given, name)]
+        words = [row for row in some if row["kept"] == "words"]
+        halves = [[row for row in some if row["kept"] == kept] for kept in ("top", "left")]
+        half = [{c: (float(a[c]) + float(b[c])) / 2 for c in ("digit", "caption", "frechet", "seam")}
+                for a, b in zip(*halves)]
+        found.append(f"| {what} | {share(half, 'digit')} | {share(half, 'caption')} | "
+                     "{:.1f} ± {:.1f} | ".format(*mean(half, "frechet"))
+                     + f"{share(half, 'seam')} | {share(words, 'caption')} |")
+    return found
+
+
 def repair(kind, damaged, way, t, name):
     """Means of repaired, spoiled, left."""
     key = kind, damaged, way, t, name
@@ -89,4 +113,4 @@ def repairs():
 
 
 if __name__ == "__main__":
-    print("\n".join([*paths(), "", *options(), "", *repairs()]))
+    print("\n".join([*paths(), "", *options(), "", *parts(), "", *repairs()]))

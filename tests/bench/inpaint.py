@@ -1,0 +1,97 @@
+"""Does a given half fit the drawn one, without any training for it? The upper or left half of 500
+held-out pictures is kept, the rest is drawn from their captions, in one of two ways: `moving`, as
+`generate` does it, what is given as noisy as the rest; `still`, what is given clean from the
+beginning. And one word of their captions is left out and found from the picture and the other
+two. Appends to inpaint.csv, skips the rows that are there.
+
+    python tests/bench/inpaint.py NAME=CHECKPOINT … [--data-dir FOLDER]
+
+NAME is the path, for tables.py, or `learned`: a metric model that was trained with given parts.
+digit, caption, frechet: as in the report; seam: mean difference of the pixels on both sides of the
+seam, and of the same pixels of the decoded picture. Of words, digit and caption: how many of the
+missing words are found, in 8 greedy steps, of digits and of all.
+"""
+import argparse
+import csv
+import itertools
+import sys
+from pathlib import Path
+
+import lightning as L
+import torch
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT))
+import fudoki  # noqa: E402
+import sample  # noqa: E402
+import train  # noqa: E402
+
+FILE = ROOT / "tests/bench/inpaint.csv"
+KEYS = "checkpoint kept given seed".split()
+COLUMNS = [*KEYS, *"digit caption frechet seam real_seam".split()]
+
+
+def halves(model, image, text, region):
+    """x and free of pictures of which a region is kept; without one, of captions with a gap."""
+    if region == "words":
+        gap = torch.arange(3) == torch.arange(len(text))[:, None] % 3
+        return model.blank(len(text), text=text.where(~gap, -1), image=image)
+    return model.blank(len(text), text=text, image=image.where(sample.kept(region, 7), -1))
+
+
+def seam(pictures, region):
+    """Mean difference of the pixels on both sides of the seam."""
+    lines = pictures if region == "top" else pictures.transpose(2, 3)
+    return (lines[:, :, 11] - lines[:, :, 12]).abs().mean().item()
+
+
+def measure(end, x, free, truth, region, model, judge):
+    """The numbers of a row."""
+    if region == "words":
+        right = (end["text"] == model.words.encode(truth).to(end["text"].device))[free["text"]]
+        return right[2::3].float().mean().item(), right.float().mean().item(), "", "", ""
+    drawn, real = model.patches.decode(end["image"]), model.patches.decode(x["image"])
+    features, seen = judge(drawn)
+    return (*train.right(train.captions(drawn, seen), truth),
+            f"{train.frechet(features, judge(real)[0]):.2f}",
+            f"{seam(drawn, region):.4f}", f"{seam(real, region):.4f}")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoints", nargs="+", metavar="NAME=CHECKPOINT")
+    parser.add_argument("--data-dir")
+    parser.add_argument("--seeds", type=int, default=3)
+    given = parser.parse_args()
+    if not FILE.exists():
+        FILE.write_text(",".join(COLUMNS) + "\n")
+    done = {tuple(row[k] for k in KEYS) for row in csv.DictReader(FILE.open())}
+
+    L.seed_everything(0, verbose=False)
+    digits = train.Digits(train.parse(["--data-dir", given.data_dir] if given.data_dir else []))
+    images, labels = digits.train
+    judge = train.Judge().fit(images[1000:], labels[1000:])
+    for argument in given.checkpoints:
+        name, path = argument.split("=", 1)
+        model = fudoki.Fudoki.open(path).cpu()
+        rows, truth = digits.rows(model, images[:500], labels[:500])
+        image, only = rows.tokens["image"], model.only
+        for seed, region, way in itertools.product(range(given.seeds), ("top", "left", "words"),
+                                                   ("moving", "still")):
+            if (name, region, way, str(seed)) in done:
+                continue
+            L.seed_everything(seed, verbose=False)
+            x, free = halves(model, image, rows.tokens["text"], region)
+            x["image"] = image
+            model.only = only if way == "moving" else lambda x, *names: free
+            options = model.READ | dict(steps=8) if region == "words" else model.DRAW
+            *_, end = model.generate(x, free, **options)
+            row = (name, region, way, seed, *measure(end, x, free, truth, region, model, judge))
+            with FILE.open("a", newline="") as file:
+                csv.writer(file, lineterminator="\n").writerow(row)
+            print(*row, flush=True)
+
+
+if __name__ == "__main__":
+    main()
