@@ -320,13 +320,12 @@ def main(argv=None):
     print(f"{model.source}, trained on {model.hparams.data}")
     if given.seed is not None:
         L.seed_everything(given.seed, verbose=False)
-    one = model.patches is None or given.image and not changes(given)
-    x, free = begin(given, model, (given.n or (1 if one else 16)) * given.best_of)
-    drawing = "image" in x and bool(free["image"].any())
-    options = model.DRAW if drawing else model.WRITE if model.patches is None else model.READ
-    if one and given.prompt and model.patches:          # given words need time to be heard
-        options = options | dict(steps=8)
+    writing, reading = model.patches is None, given.image and not changes(given)
+    x, free = begin(given, model, (given.n or (1 if writing or reading else 16)) * given.best_of)
+    options = model.WRITE if writing else model.READ if reading else model.DRAW
     options = options | dict(step=given.step, eta=given.eta)
+    if reading and given.prompt:
+        options["steps"] = 8                            # given words need time to be heard
     options |= {k: v for k, v in vars(given).items() if k in model.DRAW and v is not None}
     if len(x) == 1:
         options["guidance"] = 1.

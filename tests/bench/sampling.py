@@ -3,9 +3,10 @@ rows that are there.
 
     python tests/bench/sampling.py NAME=CHECKPOINT … [--data-dir FOLDER] [--minutes 30]
 
-NAME is the path of the checkpoint for the CSV: metric has all cells, others only those that compare
-paths. 500 pictures a cell and seed; their captions are of the held-out images of training (the
-first thousand), so that test captions are left for the report. The judge is that of the report.
+NAME is what the checkpoint is called in the CSV: metric has all cells, uniform and mask those that
+compare paths, power and calibrated (trained with --schedule) those that compare schedules. 500
+pictures a cell and seed; their captions are of the held-out images of training (the first
+thousand), so that test captions are left for the report. The judge is that of the report.
 Two steps are defined here, to compare with: `released` is Euler with the velocity at the beginning
 of a step, which FUDOKI's code sets to 0 at t = 0; `increments` has ℓ_s − ℓ_t for (s − t)·∂ℓ.
 """
@@ -56,6 +57,8 @@ fudoki.STEPS |= {"released": released, "increments": increments}
 
 def cells(name):
     """The options to be tried on a checkpoint, the most important ones first."""
+    if name in ("power", "calibrated"):
+        return [DRAW | dict(steps=n) for n in (2, 4, 8)]
     found = [dict(steps=n) for n in (1, 2, 4, 8, 16, 32)]
     if name == "metric":
         found += [dict(steps=n, step=step) for n in (2, 4, 8)

@@ -69,6 +69,8 @@ def options():
     found += [(f"{name}, {what}, 8 steps", dict(checkpoint=name, steps="8") | extra)
               for name in PATHS[1:]
               for what, extra in (("renoise", dict(step="renoise")), ("η 0.1", dict(eta="0.1")))]
+    found += [(f"schedule {name}, {n} steps", dict(checkpoint=name, steps=n))
+              for n in "2 4 8".split() for name in ("power", "calibrated")]
     return [line(what, some) for what, option in found if (some := cell(**option))]
 
 
