@@ -79,6 +79,21 @@ def test_samples_are_those_of_the_study():
         assert any(row[0] == start and row[1].startswith(text) for row in found), start
 
 
+def test_numbers_in_the_prose_are_those_of_the_study(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "tests" / "bench")
+    import tables
+    text = " ".join(TUTORIAL.read_text().split())
+
+    def caption(**options):
+        return tables.share(tables.cell(steps="8", **options), "caption")
+    assert f"(captions {caption(step='renoise')} against {caption()})" in text
+    assert f"captions {caption(checkpoint='calibrated')} against {caption(checkpoint='power')} at eight" in text
+    changes = tables.mean(tables.cell(steps="8"), "changes")[0]
+    assert f"a token changes {changes:.1f} times in eight steps" in text
+    told = [tables.repair("image", "0.2", "told", "0.0", name)[0] for name in tables.PATHS]
+    assert "who is told which ones are wrong finds two thirds" in text and all(abs(x - 2 / 3) < 0.03 for x in told)
+
+
 if __name__ == "__main__":
     known = definitions()
     for file in (TUTORIAL, README):
