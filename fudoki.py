@@ -842,6 +842,12 @@ class Fudoki(L.LightningModule):
         """t < … < 1, steps + 1 of them."""
         return torch.linspace(t, 1, steps + 1).tolist()
 
+    def moving(self, x, free):
+        """Free positions and, in a modality that has some, all others but questions."""
+        given = {m: x_m.masked_fill(free[m], -1) for m, x_m in x.items()}
+        beside = self.only(given, *(m for m in x if free[m].any()))
+        return {m: free[m] | beside[m] for m in x}
+
     @torch.no_grad()
     def generate(self, x, free, *, x_t=None, start=0., steps=8, step="race", eta=0.,
                  guidance=1., temperature=1.):
@@ -858,7 +864,7 @@ class Fudoki(L.LightningModule):
         likeliest. ValueError: steps < 1."""
         if steps < 1:
             raise ValueError(f"steps must be at least 1, not {steps}")
-        moving = self.only(x, *(m for m in x if free[m].any()))
+        moving = self.moving(x, free)
         x_t = self.noisy(x, moving, start) if x_t is None else x_t      # 1. x_t, at first noise
         yield x_t
         for t, s in itertools.pairwise(self.times(start, steps)):

@@ -247,6 +247,17 @@ def test_what_is_given_is_as_noisy_as_the_rest(path):
     assert len(seen) == 3 and all(seen)
 
 
+def test_questions_stand_still_and_what_is_given_beside_them_moves():
+    model = fudoki.Fudoki(["vocabulary", ["?", "a", "dot", "red", "what"], 6], width=16, depth=1, heads=1)
+    text = model.words.encode(["what? a ___"] * 500 + ["___"] * 500)    # "?" is 0, as is a blank
+    x, free = model.blank(1000, text=text)
+    for row, moving in ((0, [False, False, True, True, True, True]), (500, [True] * 6)):
+        assert model.moving(x, free)["text"][row].tolist() == moving
+    first, *_, last = (state["text"] for state in model.generate(x, free, steps=3))
+    assert (first[:500, :2] == x["text"][:500, :2]).all() and (first[:500, 2] != x["text"][:500, 2]).any()
+    assert (last[:500, :3] == x["text"][:500, :3]).all() and (last[500:] != 0).float().mean() > 0.5
+
+
 def test_a_given_part_is_used():
     """Pictures that are all of one token: what is drawn beside a given part is what is given."""
     torch.manual_seed(0)

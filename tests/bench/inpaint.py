@@ -76,7 +76,7 @@ def main():
         name, path = argument.split("=", 1)
         model = fudoki.Fudoki.open(path).cpu()
         rows, truth = digits.rows(model, images[:500], labels[:500])
-        image, only = rows.tokens["image"], model.only
+        image, moving = rows.tokens["image"], model.moving
         for seed, region, way in itertools.product(range(given.seeds), ("top", "left", "words"),
                                                    ("moving", "still")):
             if (name, region, way, str(seed)) in done:
@@ -84,7 +84,7 @@ def main():
             L.seed_everything(seed, verbose=False)
             x, free = halves(model, image, rows.tokens["text"], region)
             x["image"] = image
-            model.only = only if way == "moving" else lambda x, *names: free
+            model.moving = moving if way == "moving" else lambda x, free: free
             options = model.READ | dict(steps=8) if region == "words" else model.DRAW
             *_, end = model.generate(x, free, **options)
             row = (name, region, way, seed, *measure(end, x, free, truth, region, model, judge))
