@@ -302,18 +302,19 @@ class Text:
 
     length: tokens of a window; end: the token that closes a text and fills up shorter ones, None
     if there is none; whole: each text stands for itself, or else is part of a longer one; marks:
-    the tokens that end a question.
+    the tokens that end a question; blank: how many underscores stand for a free token.
     """
-    end, whole, marks = None, False, ()
+    end, whole, marks, blank = None, False, (), 1
 
     def encode(self, texts):
         """list of B strings -> (B, N ≤ length) long, −1 where free: "___" are three free tokens,
-        and at the end of a text as many as still fit. InputError: too long, an unknown token."""
+        or one word, and at the end of a text as many as still fit. InputError: too long, or an
+        unknown token."""
         rows = []
         for text in texts:
             goes_on = text.endswith("___")
-            parts = re.split("(_{3,})", text.rstrip("_") if goes_on else text)
-            row = sum(([-1] * len(part) if i % 2 else self.ids(part)    # every other one is blank
+            parts = re.split("(_{3,})", text.rstrip("_") if goes_on else text)  # odd ones are blank
+            row = sum(([-1] * (len(part) // self.blank) if i % 2 else self.ids(part)
                        for i, part in enumerate(parts)), [])
             if goes_on:
                 row += [-1] * (self.length - len(row))
@@ -383,7 +384,7 @@ class Words(Text):
 
 class Vocabulary(Text):
     """Captions of any length in the words that the training captions have."""
-    whole = True
+    whole, blank = True, 3
 
     def __init__(self, words, length):
         self.words, self.length, self.end = [*words, ""], length, len(words)

@@ -8,7 +8,7 @@
     python sample.py --image picture.png "a bold ___ seven"         the missing word
     python sample.py --image picture.png --keep top "a bold three"  draws the rest anew
     python sample.py --image picture.png --from 0.5 "a bold seven"  another version of it
-    python sample.py --text "The ___"           goes on; within a text, ___ are three tokens
+    python sample.py --text "The ___"           goes on; within it, ___ are three tokens
 
 Whatever is not given is free, and one and the same function fills it.
 """

@@ -157,6 +157,12 @@ def test_blanks(text, blanks, length):
     assert tokens.shape == (1, length) and (tokens == -1).sum() == blanks
 
 
+def test_a_blank_in_a_caption_is_a_word():
+    words = fudoki.Vocabulary(["a", "dot", "red"], 5)
+    assert words.encode(["a ___ dot", "a ___ ___ dot", "a ___"]).tolist() == \
+        [[0, -1, 1, 3, 3], [0, -1, -1, 1, 3], [0, -1, -1, -1, -1]]
+
+
 def test_texts_that_cannot_be():
     for text, says in (("abx", "no character 'x'"), ("a" * 9, "9 tokens, 8 fit")):
         with pytest.raises(fudoki.InputError, match=says):
