@@ -354,7 +354,7 @@ def test_readmes_table_is_the_reports():
     plain = pairs("toy_plain")[0]
     assert f"(`--ask 0`) it drew {plain['drawing']} and read {plain['reading']}." in text
     assert f"cost drawing ({pairs('toy_fill')[0]['drawing']} in one run)" in text
-    assert f"with the shift it drew {pairs('ar_shift')[0]['drawing']})" in text
+    assert f"with the shift drew {pairs('ar_shift')[0]['drawing']})" in text
 
 
 def test_readmes_tables_are_the_studies(monkeypatch):
