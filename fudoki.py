@@ -313,7 +313,7 @@ class Text:
         rows = []
         for text in texts:
             goes_on = text.endswith("___")
-            parts = re.split("(_{3,})", text.rstrip("_") if goes_on else text)  # odd ones are blank
+            parts = re.split("(_{3,})", text.rstrip("_") if goes_on else text)  # odd: blanks
             row = sum(([-1] * (len(part) // self.blank) if i % 2 else self.ids(part)
                        for i, part in enumerate(parts)), [])
             if goes_on:
@@ -690,6 +690,7 @@ class Fudoki(L.LightningModule):
     """
     DRAW = dict(steps=4, guidance=2.5, temperature=0.5)     # options of `generate` for pictures
     READ = dict(steps=1, temperature=0.)                    # for captions
+    GAPS = dict(steps=8, temperature=0.)                    # for words beside given ones
     WRITE = dict(steps=64, temperature=0.7)                 # and for long texts
 
     def __init__(self, text=None, image=None, path="metric", exponent=2., normalize=False,
@@ -913,7 +914,8 @@ class Fudoki(L.LightningModule):
         """Words that are missing (−1), by what the model knows of words alone, when there is no
         picture yet: (B, N) long -> (B, N) long."""
         x, free = {"text": text.clamp(min=0).to(self.device)}, {"text": (text < 0).to(self.device)}
-        *_, x = self.generate(x, free, steps=8) if free["text"].any() else [x]
+        chance = self.GAPS | dict(temperature=1.)
+        *_, x = self.generate(x, free, **chance) if free["text"].any() else [x]
         return x["text"]
 
     def draw(self, texts, **options):

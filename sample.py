@@ -40,7 +40,7 @@ from fudoki import (STEPS, UNREADABLE, Fudoki, InputError, Parser, command, crop
 def parse(argv=None):
     """The command line. InputError: a value that cannot be."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    draw, read, write = Fudoki.DRAW, Fudoki.READ, Fudoki.WRITE
+    draw, read, gaps, write = Fudoki.DRAW, Fudoki.READ, Fudoki.GAPS, Fudoki.WRITE
     parser.add_argument("prompt", nargs="*", help='what to draw, e.g. "a bold slanted seven", '
                         "or the text to be filled")
     parser.add_argument("--text", help="the same: a caption, or the text to be filled")
@@ -55,7 +55,8 @@ def parse(argv=None):
     parser.add_argument("--best-of", type=int, default=1, metavar="N", help="draw N for each, "
                         "keep the one of which the model itself reads the caption best")
     parser.add_argument("--steps", type=int, help=f"default: {draw['steps']} to draw, "
-                        f"{read['steps']} to read, 8 to fill a caption, {write['steps']} to write")
+                        f"{read['steps']} to read, {gaps['steps']} to fill a caption, "
+                        f"{write['steps']} to write")
     parser.add_argument("--step", default="race", help=f"{', '.join(STEPS)} (default: race)")
     parser.add_argument("--eta", type=float, default=0., help="corrector: share of tokens that "
                         "every step draws anew (default: 0)")
@@ -322,10 +323,9 @@ def main(argv=None):
         L.seed_everything(given.seed, verbose=False)
     writing, reading = model.patches is None, given.image and not changes(given)
     x, free = begin(given, model, (given.n or (1 if writing or reading else 16)) * given.best_of)
-    options = model.WRITE if writing else model.READ if reading else model.DRAW
+    captions = model.GAPS if given.prompt else model.READ       # given words need time to be heard
+    options = model.WRITE if writing else captions if reading else model.DRAW
     options = options | dict(step=given.step, eta=given.eta)
-    if reading and given.prompt:
-        options["steps"] = 8                            # given words need time to be heard
     options |= {k: v for k, v in vars(given).items() if k in model.DRAW and v is not None}
     if len(x) == 1:
         options["guidance"] = 1.

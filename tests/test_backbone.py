@@ -14,7 +14,8 @@ from fudoki import STEPS, corrupt
 
 STORY = "the cat sat on the mat . the dog ran to the cat ! a red hat was on the dog . " * 30
 COMMON = dict(vocab_size=60, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
-              num_key_value_heads=2, intermediate_size=48, bos_token_id=0, eos_token_id=1, pad_token_id=1)
+              num_key_value_heads=2, intermediate_size=48, bos_token_id=0, eos_token_id=1,
+              pad_token_id=1)
 FAMILIES = {
     "llama": COMMON, "qwen2": COMMON, "qwen3": COMMON | dict(head_dim=8), "smollm3": COMMON,
     "mistral": COMMON | dict(sliding_window=4), "gemma3_text": COMMON | dict(head_dim=8),
@@ -36,7 +37,8 @@ def model(family="llama", image=True, whole=True, **options):
     torch.manual_seed(0)
     config = AutoConfig.for_model(family, **FAMILIES[family]).to_dict()
     pieces = ["pieces", tokenizer().to_str(), 12, 1, whole]
-    return fudoki.Fudoki(pieces, [12, 2, 6] if image else None, backbone=[config, 0], **options).eval()
+    image = [12, 2, 6] if image else None
+    return fudoki.Fudoki(pieces, image, backbone=[config, 0], **options).eval()
 
 
 def batch(captions=("the cat sat on the mat", "a dog")):
@@ -71,7 +73,7 @@ def test_padding_changes_nothing(family):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_token_i_is_predicted_from_the_state_of_the_one_before(family):
-    """With a body that returns its input, output i has to be input i − 1, and output 0 the start."""
+    """With a body that returns its input, output i is input i − 1, and output 0 the start."""
     trunk, seen_by = model(family).net.trunk, []
 
     def body(inputs_embeds, **options):
@@ -89,15 +91,16 @@ def test_token_i_is_predicted_from_the_state_of_the_one_before(family):
 
 
 def test_the_pretrained_model_is_what_starts():
-    """Its weights, its words as the metric; it predicts like the causal model where that cannot tell
-    the difference: from one position."""
+    """Its weights, its words as the metric; it predicts like the causal model where that cannot
+    tell the difference: from one position."""
     torch.manual_seed(1)
     config = AutoConfig.for_model("llama", **COMMON, tie_word_embeddings=True)
     causal = AutoModelForCausalLM.from_config(config).eval()
     made = fudoki.Fudoki(["pieces", tokenizer().to_str(), 12, 1, False], pretrained=causal,
                          backbone=[config.to_dict(), 0]).eval()
     out = made.net({"text": torch.tensor([[7]])}, {"text": torch.tensor([[False]])})["text"]
-    assert (out - causal(torch.tensor([[0]])).logits).abs().max() > 1e-6    # it has seen what follows
+    # it has seen what follows
+    assert (out - causal(torch.tensor([[0]])).logits).abs().max() > 1e-6
     words = causal.get_input_embeddings().weight
     assert_close(made.paths["text"].embedding, torch.nn.functional.normalize(words))
     assert made.net.head["text"].weight is made.net.input["text"].weight is words

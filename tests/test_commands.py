@@ -23,6 +23,7 @@ ROOT = Path(__file__).parent.parent
 REAL = ROOT.parent / "shared" / "data" / "MNIST"
 TINY = ("--codes 32 --patch 14 --width 16 --depth 1 --heads 1 --train-images 600 --test-images 60 "
         "--drawings 20 --max-minutes 0.2").split()
+PICTURE = "runs/smoke/picture.png"
 
 
 @pytest.fixture(scope="session")
@@ -54,11 +55,13 @@ def complaint(capsys, main, *arguments):
 
 def test_smoke_learns_and_reports(smoke):
     run = smoke / "runs/smoke"
-    assert {p.name for p in run.iterdir()} == {"model.ckpt", "samples", "log", "report.csv", "picture.png"}
+    assert {p.name for p in run.iterdir()} == \
+        {"model.ckpt", "samples", "log", "report.csv", "picture.png"}
     rows = {row["what"].split(",")[0]: row for row in csv.DictReader(open(run / "report.csv"))}
     assert set(rows) == {"judge", "ceiling", "drawing", "reading", "answers"}
     assert float(rows["judge"]["digit"]) > 0.9
-    assert float(rows["drawing"]["digit"]) > 0.4 and float(rows["reading"]["digit"]) > 0.6      # chance: 0.1
+    # chance: 0.1
+    assert float(rows["drawing"]["digit"]) > 0.4 and float(rows["reading"]["digit"]) > 0.6
     assert rows["drawing"]["calls"] == "8" and "rendered" in rows["reading"]["data"]
     log = list(csv.DictReader(open(next(run.glob("log/*/metrics.csv")))))
     last = [row for row in log if row["val_image_loss_t0.05"]][-1]
@@ -78,10 +81,11 @@ def test_checkpoint_holds_all_of_the_averaged_model(here):
     made.load_state_dict(saved["state_dict"])
     assert torch.equal(made.net.input["image"].vectors, model.paths["image"].embedding.cpu())
     torch.manual_seed(0)                                        # the last grid again: same weights
-    texts = [f"{a} {b} {digit}" for a in train.SLOTS[0] for b in train.SLOTS[1] for digit in train.DIGITS]
+    texts = train.Digits.examples
     save_image(model.draw(texts), here / "again.png", nrow=10)
     grid = sorted(here.glob("runs/smoke/samples/*.png"))[-1]
-    assert (np.asarray(Image.open(here / "again.png")) == np.asarray(Image.open(grid))).mean() > 0.999
+    again, grid = (np.asarray(Image.open(path)) for path in (here / "again.png", grid))
+    assert (again == grid).mean() > 0.999
 
 
 def test_a_signal_leaves_a_checkpoint_and_resume_goes_on(no_judge, tmp_path, monkeypatch, capsys):
@@ -101,8 +105,10 @@ def test_a_signal_leaves_a_checkpoint_and_resume_goes_on(no_judge, tmp_path, mon
     assert train.main(["--preset", "smoke", *TINY, "--steps", "20", "--resume"]) == 0
     ended = torch.load(path, weights_only=True)
     assert ended["global_step"] == 20 and not (tmp_path / "runs/smoke/previous.ckpt").exists()
-    assert torch.equal(stopped["state_dict"]["patches.codebook"], ended["state_dict"]["patches.codebook"])
-    assert train.main(["--preset", "smoke", *TINY, "--steps", "20", "--resume"]) == 0      # only reports
+    codebooks = [run["state_dict"]["patches.codebook"] for run in (stopped, ended)]
+    assert torch.equal(*codebooks)
+    # only reports
+    assert train.main(["--preset", "smoke", *TINY, "--steps", "20", "--resume"]) == 0
     again = torch.load(path, weights_only=True)
     assert all(torch.equal(v, again["state_dict"][k]) for k, v in ended["state_dict"].items())
 
@@ -110,12 +116,14 @@ def test_a_signal_leaves_a_checkpoint_and_resume_goes_on(no_judge, tmp_path, mon
 def test_a_failed_run_says_so_and_leaves_the_old_model(here, capsys):
     path = Path("runs/smoke/model.ckpt")
     before = path.read_bytes()
-    error = complaint(capsys, train.main, "--preset", "smoke", *TINY, "--steps", 40, "--lr", "1e30")
+    error = complaint(capsys, train.main, "--preset", "smoke", *TINY, "--steps", 40,
+                      "--lr", "1e30")
     assert "the loss is nan at step" in error and "lower --lr" in error
     assert path.read_bytes() == before and not list(path.parent.glob("*.part"))
 
 
-def test_without_mnist_digits_are_rendered_and_everybody_is_told(no_judge, tmp_path, monkeypatch, capsys):
+def test_without_mnist_digits_are_rendered_and_everybody_is_told(no_judge, tmp_path, monkeypatch,
+                                                                 capsys):
     def unreachable(*args, **kwargs):
         raise RuntimeError("Error downloading train-images-idx3-ubyte.gz")
     monkeypatch.setattr(train, "MNIST", unreachable)
@@ -132,12 +140,14 @@ def test_real_mnist_from_a_folder(tmp_path, monkeypatch):
     (tmp_path / "MNIST/raw").mkdir(parents=True)
     for file in REAL.glob("raw/*.gz"):
         shutil.copyfile(file, tmp_path / "MNIST/raw" / file.name)
-    run = train.parse(["--data-dir", str(tmp_path), "--train-images", "500", "--test-images", "300"])
+    run = train.parse(["--data-dir", str(tmp_path), "--train-images", "500",
+                       "--test-images", "300"])
     (images, digits), (others, _), origin = train.load_digits(run)
     assert origin == "MNIST" and images.shape == (500, 1, 28, 28) and len(others) == 300
     first = gzip.open(REAL / "raw/train-labels-idx1-ubyte.gz").read()[8:18]
     assert digits[:10].tolist() == list(first) and images.max() == 1
-    words = [set(words) for words in zip(*(c.split()[1:3] for c in train.captions(images, digits)))]
+    found = train.captions(images, digits)
+    words = [set(words) for words in zip(*(caption.split()[1:3] for caption in found))]
     assert words == [{"thin", "bold"}, {"upright", "slanted"}]
 
 
@@ -145,7 +155,8 @@ def test_captions_say_what_is_in_the_picture():
     y, x = torch.meshgrid(torch.arange(28.), torch.arange(28.), indexing="ij")
     def bar(width, slant):
         return ((x - 14 + slant * (y - 14)).abs() < width).float() * ((y - 14).abs() < 9)
-    images = torch.stack([bar(1.5, 0), bar(4, 0), bar(1.5, 0.5), bar(4, 0.5), bar(1.5, -0.5)])[:, None]
+    bars = (1.5, 0), (4, 0), (1.5, 0.5), (4, 0.5), (1.5, -0.5)
+    images = torch.stack([bar(*one) for one in bars])[:, None]
     assert train.captions(images, torch.tensor([1, 1, 7, 7, 0])) == [
         "a thin upright one", "a bold upright one", "a thin slanted seven", "a bold slanted seven",
         "a thin upright zero"]
@@ -181,24 +192,26 @@ def test_draw_with_every_step_and_words_left_out(here, capsys, step):
 def test_a_picture_is_changed_where_it_is_not_kept(here, capsys):
     """The kept patches come out as they went in, all others are drawn anew."""
     model = fudoki.Fudoki.open("runs/smoke/model.ckpt")
-    digit = torch.from_numpy(np.array(Image.open("runs/smoke/picture.png").convert("L")))[None, None] / 255
+    digit = torch.from_numpy(np.array(Image.open(PICTURE).convert("L")))[None, None] / 255
     decoded = model.patches.decode(model.patches.encode(digit))[0, 0]
     for region, kept in (("top", np.s_[:14]), ("right", np.s_[:, 14:]), ("1:0-2:3", np.s_[7:21])):
-        arguments = ["--image", "runs/smoke/picture.png", "--keep", region, "a bold upright two", "--n", "1"]
+        arguments = ["--image", PICTURE, "--keep", region, "bold upright two", "--n", "1"]
         assert sample.main([*arguments, "--out", "kept.png", "--seed", "1"]) == 0
         drawn = torch.from_numpy(np.array(Image.open("kept.png").convert("L")))[::4, ::4] / 255
         same = (drawn - decoded).abs() < 0.01
         assert same[kept].all() and not same.all()
     capsys.readouterr()
-    assert sample.main(["--image", "runs/smoke/picture.png", "--keep", "top", "--n", "2", "--seed", "1"]) == 0
-    assert len(re.findall(r"^a \w+ \w+ \w+$", capsys.readouterr().out, re.M)) == 2      # and says what it is
+    assert sample.main(["--image", PICTURE, "--keep", "top", "--n", "2", "--seed", "1"]) == 0
+    # and says what it is
+    assert len(re.findall(r"^a \w+ \w+ \w+$", capsys.readouterr().out, re.M)) == 2
 
 
 def test_a_later_start_changes_less(here, capsys):
     share = []
     for start in ("0.1", "0.95"):
-        arguments = ["--image", "runs/smoke/picture.png", "--from", start, "a bold upright two", "--n", "1"]
-        assert sample.main([*arguments, "--out", f"from{start}.png", "--trace", "t.csv", "--seed", "1"]) == 0
+        arguments = ["--image", PICTURE, "--from", start, "bold upright two", "--n", "1"]
+        arguments += ["--out", f"from{start}.png", "--trace", "t.csv", "--seed", "1"]
+        assert sample.main(arguments) == 0
         rows = [row for row in csv.DictReader(open("t.csv")) if row["modality"] == "image"]
         assert len(rows) == 16 * 5 and {row["step"] for row in rows} == set("01234")
         share.append(sum(int(row["changed"]) for row in rows))
@@ -210,18 +223,21 @@ def test_a_later_start_changes_less(here, capsys):
 def test_nothing_given_draws_a_picture_and_its_caption(here, capsys):
     assert sample.main(["--n", "3", "--seed", "1"]) == 0
     said = capsys.readouterr().out
-    assert "samples.png: 3 pictures" in said and len(re.findall(r"^a \w+ \w+ \w+$", said, re.M)) == 3
+    assert "samples.png: 3 pictures" in said
+    assert len(re.findall(r"^a \w+ \w+ \w+$", said, re.M)) == 3
 
 
 def test_film_strip_and_count_of_changes(here, capsys):
-    assert sample.main("a bold upright two --n 4 --seed 1 --gif film.gif --trace t.csv --eta 0.2".split()) == 0
+    arguments = "a bold upright two --n 4 --seed 1 --gif film.gif --trace t.csv --eta 0.2"
+    assert sample.main(arguments.split()) == 0
     said, film = capsys.readouterr().out, Image.open("film.gif")
-    assert film.n_frames == 6                                   # five states, and the last without marks
+    assert film.n_frames == 6  # five states, and the last without marks
     frames = []
     for i in range(6):
         film.seek(i)
         frames.append(np.array(film.convert("RGB")).astype(int))
-    orange = [((f[..., 0] > 200) & (abs(f[..., 1] - 128) < 40) & (f[..., 2] < 60)).any() for f in frames]
+    orange = [((r > 200) & (abs(g - 128) < 40) & (b < 60)).any()
+              for r, g, b in (frame.transpose(2, 0, 1) for frame in frames)]
     assert orange == [False, True, True, True, True, False] and (frames[0] != frames[4]).any()
     assert Image.open("film_strip.png").size == (6 * 114 + 2, 4 * 114 + 2)
     changes = sum(int(row["changed"]) for row in csv.DictReader(open("t.csv")))
@@ -229,8 +245,8 @@ def test_film_strip_and_count_of_changes(here, capsys):
 
 
 def test_the_best_of_some_agrees_better_with_its_caption(here, capsys):
-    texts = [f"a {a} {b} {c}" for a in ("thin", "bold") for b in ("upright", "slanted") for c in train.DIGITS]
-    model, agreement = fudoki.Fudoki.open("runs/smoke/model.ckpt"), []
+    texts, agreement = train.Digits.examples, []
+    model = fudoki.Fudoki.open("runs/smoke/model.ckpt")
     for n in (1, 8):
         torch.manual_seed(0)
         x = model.fill(model.DRAW, best_of=n, text=model.words.encode(texts))
@@ -246,14 +262,14 @@ def test_questions_are_learned_and_answered(no_judge, tmp_path, monkeypatch, cap
     assert train.main(["--preset", "smoke", *TINY, "--steps", "3", "--ask", "0.5"]) == 0
     assert "answers" in capsys.readouterr().out
     for question in ("What digit?", "is it bold"):
-        assert sample.main(["--image", "runs/smoke/picture.png", "--ask", question, "--steps", "2"]) == 0
+        assert sample.main(["--image", PICTURE, "--ask", question, "--steps", "2"]) == 0
         said = capsys.readouterr().out.split("\n")
-        assert re.fullmatch(r" +2  \w+ \w+\? \w+", said[-4])       # as it settles, the question given
-        assert re.fullmatch(r"\w+", said[-3])                      # and the answer; three steps know little
+        assert re.fullmatch(r" +2  \w+ \w+\? \w+", said[-4])  # as it settles, the question given
+        assert re.fullmatch(r"\w+", said[-3])  # and the answer; three steps know little
 
 
 def test_read_any_form_of_a_picture(here, capsys):
-    digit = Image.open("runs/smoke/picture.png").convert("L")
+    digit = Image.open(PICTURE).convert("L")
     Image.eval(digit, lambda v: 255 - v).save("dark.png")
     large = digit.resize((200, 200))
     wide = Image.new("RGB", (400, 300), (250, 240, 220))
@@ -271,16 +287,18 @@ def test_read_any_form_of_a_picture(here, capsys):
         assert ("cut out" in said) == (name in ("colour.png", "clear.png"))
     assert captions["dark.png"] == captions["runs/smoke/picture.png"]
     assert captions["colour.png"] == captions["clear.png"]
-    assert sample.main(["--image", "dark.png", "a bold ___ seven"]) == 0            # only one word is free
+    assert sample.main(["--image", "dark.png", "a bold ___ seven"]) == 0  # only one word is free
     assert re.search(r"^a bold \w+ seven$", capsys.readouterr().out, re.M)
 
 
 # ------------------------------------------------------------------------------------------ errors
 
 @pytest.mark.parametrize("arguments, says", [
-    ("--preset toyy", "no preset toyy; did you mean toy"), ("--stepz 3", "--stepz; did you mean --steps"),
+    ("--preset toyy", "no preset toyy; did you mean toy"),
+    ("--stepz 3", "--stepz; did you mean --steps"),
     ("--steps 0", "--steps has to be at least 1"), ("--steps x", "invalid int value"),
-    ("--path metrc", "no path metrc; did you mean metric"), ("--schedule x", "known are calibrated, power"),
+    ("--path metrc", "no path metrc; did you mean metric"),
+    ("--schedule x", "known are calibrated, power"),
     ("--patch 5", "does not divide"), ("--width 90", "multiple of 4·heads = 12"),
     ("--share 1.5", "--share"), ("--resume", "nothing to go on from")])
 def test_mistakes_in_training(arguments, says, capsys, tmp_path, monkeypatch):
@@ -291,22 +309,30 @@ def test_mistakes_in_training(arguments, says, capsys, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("arguments, says", [
     ("'a bold sevn'", "unknown word 'sevn'; did you mean seven"),
-    ("'a thin bold one'", "is no caption: it has one word each of thin|bold"), ("seven --steps 0", "--steps has to be"),
+    ("'a thin bold one'", "is no caption: it has one word each of thin|bold"),
+    ("seven --steps 0", "--steps has to be"),
     ("seven --n 0", "--n has to be"), ("seven --temperature -1", "--temperature has to be"),
-    ("seven --temperature nan", "--temperature has to be"), ("seven --step rase", "did you mean race"),
+    ("seven --temperature nan", "--temperature has to be"),
+    ("seven --step rase", "did you mean race"),
     ("seven --out x.jpg", "ending in .png"), ("seven --out no/x.png", "a folder that exists"),
-    ("seven --guidnce 2", "did you mean --guidance"), ("seven --checkpoint none.ckpt", "no checkpoint none.ckpt"),
-    ("--image none.png", "no picture none.png"), ("--image report.png", "no picture that can be read"),
+    ("seven --guidnce 2", "did you mean --guidance"),
+    ("seven --checkpoint none.ckpt", "no checkpoint none.ckpt"),
+    ("--image none.png", "no picture none.png"),
+    ("--image report.png", "no picture that can be read"),
     ("--image empty.png", "the picture is empty"), ("seven --checkpoint report.png", "damaged"),
-    ("seven --checkpoint half.ckpt", "damaged"), ("seven --checkpoint other.ckpt", "damaged, or no checkpoint"),
+    ("seven --checkpoint half.ckpt", "damaged"),
+    ("seven --checkpoint other.ckpt", "damaged, or no checkpoint"),
     ("'a bold slanted one' --image runs/smoke/picture.png", "nothing is left to fill"),
-    ("one --keep top", "--keep needs a picture, --image"), ("--ask 'what digit'", "--ask needs a picture"),
-    ("--image runs/smoke/picture.png --keep middle", "--keep middle has to be top, bottom, left, right or ROW"),
+    ("one --keep top", "--keep needs a picture, --image"),
+    ("--ask 'what digit'", "--ask needs a picture"),
+    ("--image runs/smoke/picture.png --keep middle", "--keep middle has to be top, bottom, left"),
     ("--image runs/smoke/picture.png --keep 0:0-4:0", "rows and columns of patches from 0 to 3"),
     ("--image runs/smoke/picture.png --from 1", "--from has to be a time from 0 to below 1"),
     ("--image runs/smoke/picture.png --ask what seven", "--ask goes with a picture alone"),
-    ("seven --eta 1.5", "--eta has to be at least 0 and at most 1"), ("seven --best-of 0", "--best-of has to be"),
-    ("seven --gif film.png", "--gif film.png has to be a name ending in .gif"), ("seven --trace no/x.csv", "exists")])
+    ("seven --eta 1.5", "--eta has to be at least 0 and at most 1"),
+    ("seven --best-of 0", "--best-of has to be"),
+    ("seven --gif film.png", "--gif film.png has to be a name ending in .gif"),
+    ("seven --trace no/x.csv", "exists")])
 def test_mistakes_in_sampling(arguments, says, capsys, here):
     Path("samples.png").unlink(missing_ok=True)
     shutil.copyfile("runs/smoke/report.csv", "report.png")
@@ -319,10 +345,11 @@ def test_mistakes_in_sampling(arguments, says, capsys, here):
 
 
 def test_without_a_checkpoint_a_process_says_what_to_do(tmp_path):
-    done = subprocess.run([sys.executable, ROOT / "sample.py", "a bold slanted seven"], cwd=tmp_path,
+    done = subprocess.run([sys.executable, ROOT / "sample.py", "bold slanted seven"], cwd=tmp_path,
                           capture_output=True, text=True)
     assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr == "sample.py: no checkpoint under runs/; train one first: python train.py\n"
+    assert done.stderr == ("sample.py: no checkpoint under runs/; train one first: "
+                           "python train.py\n")
 
 
 @pytest.mark.parametrize("main", [train.main, sample.main])
@@ -346,11 +373,13 @@ def test_readmes_table_is_the_reports():
     for preset in ("smoke", "toy", "ar"):
         pair, rows = pairs(preset)
         real = rows["judge"]
-        assert (f"| `{preset}` | {real['data']} | {float(real['minutes']):.1f} | {pair['drawing']} | "
-                f"{float(rows['drawing']['frechet']):.1f} ({float(real['frechet']):.1f}) | "
+        assert (f"| `{preset}` | {real['data']} | {float(real['minutes']):.1f} | "
+                f"{pair['drawing']} | {float(rows['drawing']['frechet']):.1f} "
+                f"({float(real['frechet']):.1f}) | "
                 f"{pair['reading']} | {pair['ceiling']} |") in text
     text = " ".join(text.split())
-    assert "about the digit {}, of all {};".format(*pairs("toy")[0]["answers"].split(" / ")) in text
+    answers = pairs("toy")[0]["answers"].split(" / ")
+    assert "about the digit {}, of all {};".format(*answers) in text
     plain = pairs("toy_plain")[0]
     assert f"(`--ask 0`) it drew {plain['drawing']} and read {plain['reading']}." in text
     assert f"cost drawing ({pairs('toy_fill')[0]['drawing']} in one run)" in text
@@ -363,19 +392,24 @@ def test_readmes_tables_are_the_studies(monkeypatch):
     text = (ROOT / "README.md").read_text()
     for row in [*tables.paths(), *tables.parts(), *tables.repairs()]:
         assert row in text, row
-    real = {row["kept"]: float(row["real_seam"]) for row in tables.rows("inpaint") if row["real_seam"]}
-    assert f"its two sides, {(real['top'] + real['left']) / 2:.3f} in real".replace("0.", ".") in " ".join(text.split())
+    seams = {row["kept"]: row["real_seam"] for row in tables.rows("inpaint")}
+    seam = f"{(float(seams['top']) + float(seams['left'])) / 2:.3f}"[1:]
+    assert f"its two sides, {seam} in real" in " ".join(text.split())
     best = [tables.mean(tables.cell(best_of="16"), column)[0] for column in ("digit", "caption")]
     plain = tables.mean(tables.cell(steps="8", guidance="1.0"), "digit")[0]
-    assert [f"{v:.3f}" for v in (*best, plain)] == ["0.999", "0.999", "0.862"] and "`--best-of 16` has .999" in text
+    assert [f"{v:.3f}" for v in (*best, plain)] == ["0.999", "0.999", "0.862"]
+    assert "`--best-of 16` has .999" in text
 
 
 def test_readmes_row_of_the_text_is_the_reports():
     rows = list(csv.DictReader(open(ROOT / "tests/bench/text.csv")))
     value = {row["what"]: float(row["value"]) for row in rows}
-    entropy = " / ".join(f"{value[f'held-out cross-entropy at t = {t}']:.2f}" for t in ("0.05", "0.45", "0.95"))
-    known = [f"{value[f'share of {what} words that the training text has']:.2f}" for what in ("written", "held-out")]
-    numbers = f"| {float(rows[0]['minutes']):.1f} | {entropy} | {known[0]} ({known[1]}) |".replace(" 0.", " .")
+    entropy = " / ".join(f"{value[f'held-out cross-entropy at t = {t}']:.2f}"
+                         for t in ("0.05", "0.45", "0.95"))
+    known = [f"{value[f'share of {what} words that the training text has']:.2f}"
+             for what in ("written", "held-out")]
+    numbers = f"| {float(rows[0]['minutes']):.1f} | {entropy} | {known[0]} ({known[1]}) |"
+    numbers = numbers.replace(" 0.", " .")
     command = rows[0]["command"].removeprefix("python train.py ")
     assert f"| `{command}` {numbers.replace('(0.', '(.')}" in (ROOT / "README.md").read_text()
 

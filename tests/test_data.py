@@ -35,7 +35,8 @@ def backbone(here):
     """The folder of a language model with random weights."""
     torch.manual_seed(0)
     LlamaForCausalLM(LlamaConfig(**COMMON)).save_pretrained("lm")
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer(), bos_token="<s>", eos_token="</s>").save_pretrained("lm")
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer(), bos_token="<s>",
+                            eos_token="</s>").save_pretrained("lm")
     return "lm"
 
 
@@ -67,8 +68,10 @@ def test_a_text_is_learned_continued_and_completed(here, capsys):
     Path("story.txt").write_text(STORY)
     assert train.main(["--preset", "text", "--text", "story.txt", *SHORT, *TINY]) == 0
     said = capsys.readouterr().out
-    assert "the text story.txt: 16 text tokens" in said and "held-out cross-entropy at t = 0.95" in said
-    report = {row["what"]: float(row["value"]) for row in csv.DictReader(open("runs/text/report.csv"))}
+    assert "the text story.txt: 16 text tokens" in said
+    assert "held-out cross-entropy at t = 0.95" in said
+    rows = csv.DictReader(open("runs/text/report.csv"))
+    report = {row["what"]: float(row["value"]) for row in rows}
     assert len(report) == 12 and report["share of held-out words that the training text has"] == 1
     assert Path("runs/text/samples/step_000004.txt").read_text().count("----") == 3
     for arguments in (["--text", "the c___"], ["the c___"]):
@@ -78,7 +81,7 @@ def test_a_text_is_learned_continued_and_completed(here, capsys):
     said = capsys.readouterr().out
     said = said.split("\n")
     assert len(said[1]) == 6 + len("the ___ sat") and "·" in said[1] and said[3][6:] == said[4]
-    assert "2 network calls" in said[5]                                     # as it settles, then whole
+    assert "2 network calls" in said[5]  # as it settles, then whole
     assert sample.main(["--steps", "2"]) == 0                               # from nothing
     assert "nothing is left to fill" in complaint(capsys, sample.main, "--text", "the cat")
     assert "no character 'Z'" in complaint(capsys, sample.main, "Zoo ___")
@@ -89,15 +92,16 @@ def test_a_small_model_learns_the_text(here):
     """After three seconds the letters around say more than the frequencies of letters."""
     torch.manual_seed(0)
     Path("story.txt").write_text(STORY)
-    run = train.parse(["--preset", "text", "--text", "story.txt", "--length", "17", "--width", "32",
-                       "--depth", "2", "--heads", "1"])
+    run = train.parse(["--preset", "text", "--text", "story.txt", "--length", "17",
+                       "--width", "32", "--depth", "2", "--heads", "1"])
     data = train.Corpus(run)
     model = data.build(run).train()
     model.log_dict = lambda *args, **kwargs: None
     windows, optimizer = data.tokens(model)[0], torch.optim.AdamW(model.parameters(), 5e-3)
     for index in range(300):
         optimizer.zero_grad()
-        model.training_step(windows.__getitems__(torch.randint(len(windows), (32,))), index).backward()
+        batch = windows.__getitems__(torch.randint(len(windows), (32,)))
+        model.training_step(batch, index).backward()
         optimizer.step()
     model.eval()
     x_1 = {"text": data.tokens(model)[1].dataset.windows}
@@ -116,7 +120,8 @@ def test_without_a_file_the_documentation_of_python_is_the_text():
 
 def test_a_language_model_becomes_a_flow_and_its_folder_may_go(backbone, here, capsys):
     Path("story.txt").write_text(STORY.replace(" . ", "<|endoftext|>"))
-    assert train.main(["--preset", "ar", "--backbone", "lm", "--text", "story.txt", "--freeze", "0.5", *SHORT]) == 0
+    assert train.main(["--preset", "ar", "--backbone", "lm", "--text", "story.txt",
+                       "--freeze", "0.5", *SHORT]) == 0
     Path("lm").rename("gone")
     capsys.readouterr()
     assert sample.main(["--text", "the cat ___", "--steps", "3"]) == 0
@@ -126,7 +131,8 @@ def test_a_language_model_becomes_a_flow_and_its_folder_may_go(backbone, here, c
 
 def test_digits_through_a_language_model(backbone, capsys):
     assert train.main(["--preset", "smoke", "--backbone", "lm", "--codes", "32", "--patch", "14",
-                       "--train-images", "600", "--test-images", "20", "--drawings", "20", *SHORT]) == 0
+                       "--train-images", "600", "--test-images", "20", "--drawings", "20",
+                       *SHORT]) == 0
     assert "drawing, steps 4" in capsys.readouterr().out
     assert sample.main(["a bold slanted seven", "--n", "2"]) == 0
     assert "8 network calls" in capsys.readouterr().out
@@ -143,13 +149,13 @@ def test_the_real_language_model_writes_words(here):
     data.train, data.test = data.train[:40_000], data.test[:40_000]
     model = data.build(run).eval()
     x_1 = {"text": data.tokens(model)[1].dataset.windows[:64]}
-    free = {"text": torch.arange(32).expand(64, 32) == 31}              # as in its training: the last token
+    free = {"text": torch.arange(32).expand(64, 32) == 31}  # as in its training: the last token
     pretrained = model.loss(x_1, free, 0.)[0].item()
     model.net.trunk.load_state_dict(fudoki.Backbone(*model.hparams.backbone).state_dict())
     assert pretrained < model.loss(x_1, free, 0.)[0].item() - 1
 
 
-# -------------------------------------------------------------------------------- a folder of one's own
+# ------------------------------------------------------------------------- a folder of one's own
 
 @pytest.mark.parametrize("mode", ["RGB", "L"])
 def test_a_folder_is_learned(here, capsys, mode):
@@ -159,16 +165,19 @@ def test_a_folder_is_learned(here, capsys, mode):
     arguments = ["--data", "mine", "--image-size", "16", "--codes", "16", "--patch", "8"]
     assert train.main([*arguments, *SHORT, *TINY]) == 0
     out, error = capsys.readouterr()
-    assert "skipped broken.png" in error and "skipped absent.png" in error and "2 of 42 pictures" in error
+    for said in ("skipped broken.png", "skipped absent.png", "2 of 42 pictures"):
+        assert said in error
     assert "the folder mine" in out and "reading" in out
     model = fudoki.Fudoki.open()
-    assert model.hparams.image == [16, 8, 16, len(mode)] and model.lengths == {"text": 7, "image": 4}
+    assert model.hparams.image == [16, 8, 16, len(mode)]
+    assert model.lengths == {"text": 7, "image": 4}
     assert sample.main(["a red disk", "--n", "1"]) == 0
     with Image.open("samples.png") as picture:
         assert picture.size == (64, 64)
     assert sample.main(["--image", "mine/0.png"]) == 0
     assert sample.main(["a ___ disk"]) == 0
-    assert "learned no questions" in complaint(capsys, sample.main, "--image", "mine/0.png", "--ask", "what")
+    error = complaint(capsys, sample.main, "--image", "mine/0.png", "--ask", "what")
+    assert "learned no questions" in error
     assert "unknown word 'disc'; did you mean disk" in complaint(capsys, sample.main, "a red disc")
 
 
@@ -181,13 +190,15 @@ def test_questions_about_ones_own_pictures(here, capsys):
         assert sample.main(["--image", "mine/0.png", "--ask", question]) == 0
         answer = capsys.readouterr().out.split("\n")[-3]
         assert "what" not in answer and "1 network call" not in answer
-    assert sample.main(["--image", "mine/0.png", "--keep", "left", "what colour? red", "--n", "1"]) == 0
+    assert sample.main(["--image", "mine/0.png", "--keep", "left", "what colour? red",
+                        "--n", "1"]) == 0
 
 
 @pytest.mark.parametrize("rows, says", [
     ([("../secret.png", "a box")], "line 2: ../secret.png lies outside of the folder"),
     ([("0.png", "")], "line 2: file_name or text is missing"),
-    ([("0.png", "a box")], "1 pictures that can be read; at least 20"), (None, "metadata.csv cannot be read")])
+    ([("0.png", "a box")], "1 pictures that can be read; at least 20"),
+    (None, "metadata.csv cannot be read")])
 def test_a_folder_that_cannot_be_used(rows, says, here, capsys):
     path, _ = folder(n=1)
     Image.new("RGB", (9, 9)).save("secret.png")
@@ -210,11 +221,14 @@ def test_pictures_are_cropped_to_the_middle_and_turned(here):
 
 
 @pytest.mark.parametrize("arguments, says", [
-    ("--preset text --text none.txt", "none.txt cannot be read"), ("--preset text --text empty.txt", "0 characters"),
-    ("--preset text --text binary.txt", "as UTF-8"), ("--preset toy --text empty.txt", "--text goes with"),
+    ("--preset text --text none.txt", "none.txt cannot be read"),
+    ("--preset text --text empty.txt", "0 characters"),
+    ("--preset text --text binary.txt", "as UTF-8"),
+    ("--preset toy --text empty.txt", "--text goes with"),
     ("--preset ar --text story.txt --backbone none", "the backbone none cannot be loaded"),
     ("--preset ar --text story.txt --backbone empty", "the backbone empty cannot be loaded"),
-    ("--preset ar --backbone empty --path mask", "--path mask"), ("--preset text --freeze 1", "--freeze")])
+    ("--preset ar --backbone empty --path mask", "--path mask"),
+    ("--preset text --freeze 1", "--freeze")])
 def test_mistakes_with_texts(arguments, says, here, capsys, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     Path("empty.txt").write_text("")

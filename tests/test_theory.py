@@ -2,6 +2,7 @@
 
 Frequencies are compared with probabilities within five standard deviations of the draws."""
 import functools
+import itertools
 import math
 
 import pytest
@@ -76,7 +77,8 @@ def test_ends(path):
 def test_twins_are_all_that_is_left_at_the_end():
     twins = torch.cat([GAUSS, GAUSS[2:3]])
     for schedule in SCHEDULES:
-        assert_close(p(make("metric", schedule, twins), 2, 1.), torch.tensor([0, 0, .5, 0, 0, 0, .5]))
+        last = p(make("metric", schedule, twins), 2, 1.)
+        assert_close(last, torch.tensor([0, 0, .5, 0, 0, 0, .5]))
 
 
 def test_the_released_models_path_and_velocity():
@@ -92,7 +94,7 @@ def test_the_released_models_path_and_velocity():
 
 
 def test_the_calibrated_schedule_travels_at_constant_speed():
-    """√( E Var_{p_β}[d] ) · dβ/dt is the same at all times, x₁ by its frequency; every codebook."""
+    """√( E Var_{p_β}[d] ) · dβ/dt is the same at all times, x₁ by its frequency."""
     for embedding in (torch.eye(20), torch.randn(64, 2), torch.randn(64, 8) ** 3):
         frequency = torch.rand(len(embedding)) ** 3
         path = fudoki.MetricPath(embedding, frequency, exponent=2., normalize=False)
@@ -102,8 +104,8 @@ def test_the_calibrated_schedule_travels_at_constant_speed():
         variance = (p_t * d ** 2).sum(-1) - (p_t * d).sum(-1) ** 2
         speed = (variance @ (frequency / frequency.sum()).double()).sqrt()
         h = 1e-3
-        rate = torch.cat([(path.beta(torch.tensor([[t + h]])) - path.beta(torch.tensor([[t - h]])))[0]
-                          for t in torch.linspace(0, 1, 21)[1:-1].tolist()]) / (2 * h)
+        t = torch.linspace(0, 1, 21)[1:-1]
+        rate = (path.beta(t + h) - path.beta(t - h)) / (2 * h)
         speed = speed * rate
         assert speed.std() / speed.mean() < 0.05, speed
     assert p(path, 0, 1 / 256)[0] < 0.5 < p(path, 0, 255 / 256)[0]
@@ -111,7 +113,7 @@ def test_the_calibrated_schedule_travels_at_constant_speed():
 
 def test_a_distance_of_zero_or_one_is_the_uniform_mixture():
     """softmax(−β·1[x ≠ x₁]) is the mixture with κ = t if e^−β = (1 − t)/(1 + (V − 1)t)."""
-    uniform, metric = make("uniform", embedding=torch.eye(V)), make("metric", embedding=torch.eye(V))
+    uniform, metric = (make(name, embedding=torch.eye(V)) for name in ("uniform", "metric"))
     del metric.beta
     metric.beta = lambda t: torch.log((1 + (V - 1) * t) / (1 - t)) / 2      # d = 2 for one-hot
     for t in (0.1, 0.5, 0.9):
@@ -125,7 +127,7 @@ def test_a_distance_of_zero_or_one_is_the_uniform_mixture():
 
 @pytest.mark.parametrize("name", VELOCITIES)
 def test_continuity_equation(path, name):
-    """∂_t p_t(x) = Σ_z p_t(z) u(x, z) − p_t(x) Σ_z u(z, x), with rates that are ≥ 0 and 0 at home."""
+    """∂_t p_t(x) = Σ_z p_t(z) u(x, z) − p_t(x) Σ_z u(z, x), with rates ≥ 0, and 0 at home."""
     for x_1 in (0, 4):
         for t in (0.05, 0.3, 0.6) if name == "campbell" else (0.05, 0.3, 0.6, 0.9):
             u = matrix(path, VELOCITIES[name], x_1, t)
@@ -179,7 +181,7 @@ def test_chains_reach_the_path(path, step):
     def distance(steps, last=0.7):
         x_1 = torch.full((30_000,), 1)
         x = corrupt(path, x_1, 0.)
-        for t, s in zip(torch.linspace(0, last, steps + 1)[:-1], torch.linspace(0, last, steps + 1)[1:]):
+        for t, s in itertools.pairwise(torch.linspace(0, last, steps + 1)):
             x = STEPS[step](path, x, x_1, t, s)
         found = torch.bincount(x, minlength=len(path.embedding)) / len(x)
         return (found - p(path, 1, last)).abs().sum().item() / 2
@@ -191,7 +193,8 @@ def test_race_stays_as_often_as_its_formula_says():
     """P(stay) = 1/(1 + Σ_x p_t(x)(e^{[Δℓ(x) − Δℓ(z)]₊} − 1)), Δℓ = ℓ_s − ℓ_t."""
     path, t, s = make("metric"), 0.25, 0.6
     for z in range(V):
-        rise = path.logits(torch.tensor([2]), torch.tensor([[s]])) - path.logits(torch.tensor([2]), torch.tensor([[t]]))
+        l_t, l_s = (path.logits(torch.tensor([2]), torch.tensor([[when]])) for when in (t, s))
+        rise = l_s - l_t
         stay = 1 / (1 + (p(path, 2, t) * ((rise[0] - rise[0, z]).relu().exp() - 1)).sum())
         x_s = race(path, torch.full((N,), z), torch.full((N,), 2), t, s)
         assert_drawn((x_s == z).long(), torch.stack([1 - stay, stay]))
@@ -228,8 +231,9 @@ def test_race_bears_the_rarest_random_numbers(u, monkeypatch):
         assert ((x_s == V) | (x_s == x_1)).all()
 
 
-@pytest.mark.parametrize("name, velocity", [("race", "kinetic_optimal"), ("euler", "kinetic_optimal"),
-                                            ("corrector", "corrector"), ("campbell", "campbell")])
+@pytest.mark.parametrize("name, velocity", [
+    ("race", "kinetic_optimal"), ("euler", "kinetic_optimal"), ("corrector", "corrector"),
+    ("campbell", "campbell")])
 def test_tiny_steps_jump_at_the_rate_of_the_velocity(name, velocity):
     path, t, n = make("metric"), 0.4, 1_000_000
     for z in (0, 3):
@@ -266,7 +270,7 @@ def test_race_is_the_race_told_in_plain_loops(monkeypatch):
 
 @pytest.mark.parametrize("step", ["corrupt", *STEPS])
 def test_rows_in_chunks_of_a_batch_are_rows_alone(path, step, monkeypatch):
-    """(B, L) with t (B, 1, 1) is each row with its own t: at t = 0 → 1 nothing is left to chance."""
+    """(B, L) with t (B, 1, 1) is each row with its own t: from t = 0 to 1 nothing is chance."""
     monkeypatch.setattr(fudoki, "CHUNK", 3 * V)
     x_1 = torch.arange(40).view(8, 5) % V
     s = (torch.arange(8) % 2).view(8, 1, 1).float()         # every other row ends at t = 1
@@ -289,8 +293,8 @@ def test_path_mathematics_is_float32_under_autocast():
 
 
 def test_memory_is_bounded_for_a_language_models_vocabulary():
-    """V = 150,000 and 64 positions at once would be 38 MB an array, 4,096 would be 2.4 GB; rows take
-    turns, so that no array is larger than CHUNK numbers or one row."""
+    """V = 150,000 and 64 positions at once would be 38 MB an array, 4,096 would be 2.4 GB; rows
+    take turns, so that no array is larger than CHUNK numbers or one row."""
     path = make("uniform", embedding=torch.zeros(150_000, 1))
     sizes = []
     logits = path.logits

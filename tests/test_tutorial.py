@@ -12,8 +12,8 @@ QUOTATION = re.compile(r"^```python fudoki\.py\n(.*?)^```$", re.S | re.M)
 
 
 def definitions():
-    """{name: source} of every function, class, method and constant of fudoki.py; a method's name is
-    Class.method, and its source keeps the indentation."""
+    """{name: source} of every function, class, method and constant of fudoki.py; a method's name
+    is Class.method, and its source keeps the indentation."""
     lines = (ROOT / "fudoki.py").read_text().splitlines(keepends=True)
     found = {}
 
@@ -35,7 +35,8 @@ def definitions():
 def name(quotation):
     """What a quotation defines."""
     method = " " * 4 if quotation.startswith(" ") else ""
-    word = re.search(rf"^{method}(?:def |class )?(\w+)", re.sub(r"^ *@.*\n", "", quotation), re.M)[1]
+    plain = re.sub(r"^ *@.*\n", "", quotation)
+    word = re.search(rf"^{method}(?:def |class )?(\w+)", plain, re.M)[1]
     return f"Fudoki.{word}" if method else word
 
 
@@ -87,14 +88,17 @@ def test_numbers_in_the_prose_are_those_of_the_study(monkeypatch):
     def caption(**options):
         return tables.share(tables.cell(steps="8", **options), "caption")
     assert f"(captions {caption(step='renoise')} against {caption()})" in text
-    assert f"captions {caption(checkpoint='calibrated')} against {caption(checkpoint='power')} at eight" in text
+    both = [caption(checkpoint=name) for name in ("calibrated", "power")]
+    assert "captions {} against {} at eight".format(*both) in text
     changes = tables.mean(tables.cell(steps="8"), "changes")[0]
     assert f"a token changes {changes:.1f} times in eight steps" in text
     told = [tables.repair("image", "0.2", "told", "0.0", name)[0] for name in tables.PATHS]
-    assert "who is told which ones are wrong finds two thirds" in text and all(abs(x - 2 / 3) < 0.03 for x in told)
+    assert "who is told which ones are wrong finds two thirds" in text
+    assert all(abs(x - 2 / 3) < 0.03 for x in told)
 
 
 if __name__ == "__main__":
     known = definitions()
     for file in (TUTORIAL, README):
-        file.write_text(QUOTATION.sub(lambda q: f"```python fudoki.py\n{known[name(q[1])]}```", file.read_text()))
+        file.write_text(QUOTATION.sub(lambda q: f"```python fudoki.py\n{known[name(q[1])]}```",
+                                      file.read_text()))

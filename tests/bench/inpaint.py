@@ -11,24 +11,14 @@ digit, caption, frechet: as in the report; seam: mean difference of the pixels o
 seam, and of the same pixels of the decoded picture. Of words, digit and caption: how many of the
 missing words are found, in 8 greedy steps, of digits and of all.
 """
-import argparse
-import csv
 import itertools
-import sys
-from pathlib import Path
 
 import lightning as L
+import study                    # first: it puts the project on the path
 import torch
 
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT))
-import fudoki  # noqa: E402
-import sample  # noqa: E402
-import train  # noqa: E402
-
-FILE = ROOT / "tests/bench/inpaint.csv"
-KEYS = "checkpoint kept given seed".split()
-COLUMNS = [*KEYS, *"digit caption frechet seam real_seam".split()]
+import sample
+import train
 
 
 def halves(model, image, text, region):
@@ -58,39 +48,25 @@ def measure(end, x, free, truth, region, model, judge):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoints", nargs="+", metavar="NAME=CHECKPOINT")
-    parser.add_argument("--data-dir")
-    parser.add_argument("--seeds", type=int, default=3)
-    given = parser.parse_args()
-    if not FILE.exists():
-        FILE.write_text(",".join(COLUMNS) + "\n")
-    done = {tuple(row[k] for k in KEYS) for row in csv.DictReader(FILE.open())}
-
-    L.seed_everything(0, verbose=False)
-    digits = train.Digits(train.parse(["--data-dir", given.data_dir] if given.data_dir else []))
-    images, labels = digits.train
-    judge = train.Judge().fit(images[1000:], labels[1000:])
-    for argument in given.checkpoints:
-        name, path = argument.split("=", 1)
-        model = fudoki.Fudoki.open(path).cpu()
-        rows, truth = digits.rows(model, images[:500], labels[:500])
+    given = study.parser(__doc__).parse_args()
+    table = study.Table("inpaint", "checkpoint kept given seed".split(),
+                        "digit caption frechet seam real_seam".split())
+    data = study.digits(given)
+    judge = study.judge(data)
+    for name, model in study.models(given):
+        rows, truth = data.rows(model, *(part[:500] for part in data.train))
         image, moving = rows.tokens["image"], model.moving
         for seed, region, way in itertools.product(range(given.seeds), ("top", "left", "words"),
                                                    ("moving", "still")):
-            if (name, region, way, str(seed)) in done:
+            key = name, region, way, seed
+            if key in table:
                 continue
             L.seed_everything(seed, verbose=False)
             x, free = halves(model, image, rows.tokens["text"], region)
             x["image"] = image
             model.moving = moving if way == "moving" else lambda x, free: free
-            options = model.READ | dict(steps=8) if region == "words" else model.DRAW
-            *_, end = model.generate(x, free, **options)
-            row = (name, region, way, seed, *measure(end, x, free, truth, region, model, judge))
-            with FILE.open("a", newline="") as file:
-                csv.writer(file, lineterminator="\n").writerow(row)
-            print(*row, flush=True)
+            *_, end = model.generate(x, free, **model.GAPS if region == "words" else model.DRAW)
+            table.add(*key, *measure(end, x, free, truth, region, model, judge))
 
 
 if __name__ == "__main__":

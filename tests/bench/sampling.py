@@ -10,25 +10,18 @@ thousand), so that test captions are left for the report. The judge is that of t
 Two steps are defined here, to compare with: `released` is Euler with the velocity at the beginning
 of a step, which FUDOKI's code sets to 0 at t = 0; `increments` has ℓ_s − ℓ_t for (s − t)·∂ℓ.
 """
-import argparse
-import csv
 import itertools
-import sys
 import time
-from pathlib import Path
 
 import lightning as L
 import numpy as np
+import study                    # first: it puts the project on the path
 import torch
 
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT))
-import fudoki  # noqa: E402
-import train  # noqa: E402
+import fudoki
+import train
 
-FILE = ROOT / "tests/bench/sampling.csv"
 KEYS = "checkpoint step steps guidance temperature eta best_of times seed".split()
-COLUMNS = [*KEYS, *"digit caption frechet judge changes revised images_per_s".split()]
 DRAW = dict(step="race", **fudoki.Fudoki.DRAW, eta=0., best_of=1, times="even")
 
 
@@ -98,51 +91,36 @@ def run(cell, model, truth):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoints", nargs="+", metavar="NAME=CHECKPOINT")
-    parser.add_argument("--data-dir")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser = study.parser(__doc__)
     parser.add_argument("--minutes", type=float, default=30)
     given = parser.parse_args()
     end = time.time() + 60 * given.minutes
-    done = {tuple(row[k] for k in KEYS) for row in csv.DictReader(FILE.open())}
-
-    L.seed_everything(0, verbose=False)
-    arguments = ["--data-dir", given.data_dir] if given.data_dir else []
-    digits = train.Digits(train.parse(arguments))
-    (images, labels), test = digits.train, digits.test
-    judge = train.Judge().fit(images[1000:], labels[1000:])
+    table = study.Table("sampling", KEYS,
+                        "digit caption frechet judge changes revised images_per_s".split())
+    data = study.digits(given)
+    judge, test, models = study.judge(data), data.test, dict(study.models(given))
     accuracy = (judge(test[0])[1] == test[1]).float().mean().item()
-    models = {}
-    for argument in given.checkpoints:
-        name, path = argument.split("=", 1)
-        model = models[name] = fudoki.Fudoki.open(path)
-        rows, model.truth = digits.rows(model, images[:1000], labels[:1000])
+    for name, model in models.items():
+        rows, model.truth = data.rows(model, *(part[:1000] for part in data.train))
         model.by_loss = equal_loss(model, fudoki.take(rows.tokens, slice(0, 500)))
         model.ideal, _ = judge(model.patches.decode(model.patches.encode(test[0])))
         print(name, "times by loss:", *(f"{t:.3f}" for t in model.by_loss(0, 8)), flush=True)
-    for seed, name in itertools.product(range(given.seeds), models):
+    for seed, (name, model) in itertools.product(range(given.seeds), models.items()):
         for cell in cells(name):
-            row = {"checkpoint": name} | cell | {"seed": seed}
-            if tuple(str(row[k]) for k in KEYS) in done:
+            key = name, *cell.values(), seed
+            if key in table:
                 continue
             if time.time() > end:
                 return print("time is over; the same command goes on")
-            model = models[name]
             model.times = model.by_loss if cell["times"] == "loss" else fudoki.Fudoki.times
             L.seed_everything(seed, verbose=False)
             truth, begin = model.truth[500 * (seed % 2):][:500], time.time()
             drawn, changes, revised = run(cell, model, truth)
             rate = 500 / (time.time() - begin)
             features, seen = judge(drawn)
-            row |= dict(zip(("digit", "caption"), train.right(train.captions(drawn, seen), truth)),
-                        frechet=f"{train.frechet(features, model.ideal):.2f}",
-                        judge=f"{accuracy:.4f}", changes=changes, revised=revised,
-                        images_per_s=f"{rate:.0f}")
-            with FILE.open("a", newline="") as file:
-                csv.DictWriter(file, COLUMNS, lineterminator="\n").writerow(row)
-            print(*row.values(), flush=True)
+            table.add(*key, *train.right(train.captions(drawn, seen), truth),
+                      f"{train.frechet(features, model.ideal):.2f}", f"{accuracy:.4f}", changes,
+                      revised, f"{rate:.0f}")
 
 
 if __name__ == "__main__":

@@ -14,10 +14,7 @@ DRAW = dict(checkpoint="metric", step="race", steps="4", guidance="2.5", tempera
 PATHS = "metric", "uniform", "mask"
 STEPS = {"released": "Euler as released", "increments": "Euler, increments",
          "euler": "Euler, mid-step", "race": "race (exact)", "renoise": "renoise"}
-GIVEN = {("moving", "metric"): "metric, as noisy as the rest", ("still", "metric"): "metric, clean",
-         ("still", "learned"): "metric, clean, trained with given parts",
-         ("moving", "uniform"): "uniform, as noisy as the rest", ("still", "uniform"): "uniform, clean",
-         ("moving", "mask"): "mask, as noisy as the rest", ("still", "mask"): "mask, clean"}
+GIVEN = {"moving": "as noisy as the rest", "still": "clean"}
 WAYS = {"state": "as it is", "draft": "noise of t = {} added", "told": "told which"}
 
 
@@ -82,14 +79,16 @@ def share(found, column):
 def parts():
     """README's table of given parts: pictures of which a half is kept, captions with a gap."""
     found = []
-    for (given, name), what in GIVEN.items():
+    cases = [(name, name, given) for name in PATHS for given in GIVEN]
+    cases.insert(2, ("learned", "metric, trained with clean parts", "still"))
+    for checkpoint, name, given in cases:
         some = [row for row in rows("inpaint")
-                if (row["given"], row["checkpoint"]) == (given, name)]
+                if (row["given"], row["checkpoint"]) == (given, checkpoint)]
         words = [row for row in some if row["kept"] == "words"]
         halves = [[row for row in some if row["kept"] == kept] for kept in ("top", "left")]
-        half = [{c: (float(a[c]) + float(b[c])) / 2 for c in ("digit", "caption", "frechet", "seam")}
+        half = [{c: (float(a[c]) + float(b[c])) / 2 for c in "digit caption frechet seam".split()}
                 for a, b in zip(*halves)]
-        found.append(f"| {what} | {share(half, 'digit')} | {share(half, 'caption')} | "
+        found.append(f"| {name}, {GIVEN[given]} | {share(half, 'digit')} | {share(half, 'caption')} | "
                      "{:.1f} ± {:.1f} | ".format(*mean(half, "frechet"))
                      + f"{share(half, 'seam')} | {share(words, 'caption')} |")
     return found
