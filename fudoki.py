@@ -30,7 +30,6 @@ import lightning as L
 import numpy as np
 import torch
 import torch.nn.functional as F
-from lightning.pytorch.callbacks import Timer
 from PIL import Image, ImageOps
 from torch import nn
 
@@ -565,17 +564,19 @@ def turn(q, cos, sin):
 
 
 class Attention(nn.Module):
-    """Every position looks at every other that means something: there is no causal mask."""
+    """Every position looks at every other that means something: there is no causal mask. Queries
+    and keys are normalised, so that no learning rate lets attention stick to one position."""
 
     def __init__(self, width, heads):
         super().__init__()
         self.heads = heads
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.norm_q, self.norm_k = nn.LayerNorm(width // heads), nn.LayerNorm(width // heads)
 
     def forward(self, h, rotation, seen):
         B, N, D = h.shape
         q, k, v = self.qkv(h).view(B, N, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        q, k = turn(q, *rotation), turn(k, *rotation)           # (B, H, N, D/H)
+        q, k = turn(self.norm_q(q), *rotation), turn(self.norm_k(k), *rotation)
         h = F.scaled_dot_product_attention(q, k, v, seen)       # (B, H, N, D/H)
         return self.out(h.transpose(1, 2).reshape(B, N, D))     # (B, N, D)
 
@@ -677,6 +678,40 @@ class Network(nn.Module):
 
 # ------------------------------------------------------------------------------ 5. LightningModule
 
+def orthogonal(g):
+    """About U Vᵀ of g = U S Vᵀ, by five Newton–Schulz rounds: (m, n) -> (m, n)."""
+    if len(g) > g.shape[1]:
+        return orthogonal(g.T).T
+    x = g / g.norm().clamp(min=1e-7)
+    for _ in range(5):                  # a polynomial that takes all of (0, 1] to .7 … 1.2
+        a = x @ x.T
+        x = 3.4445 * x + (2.0315 * a @ a - 4.7750 * a) @ x
+    return x
+
+
+class Muon(torch.optim.AdamW):
+    """AdamW, but a group with `matrices` goes along U Vᵀ of its momentum U S Vᵀ: as far in each
+    direction, also in those of which a gradient has little (K. Jordan et al., 2024). The step has
+    the length of one of AdamW's (2502.16982). In float32, since PyTorch's own is in bfloat16, for
+    which few CPUs are made."""
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        with torch.enable_grad():
+            loss = closure() if closure else None
+        for group in (group for group in self.param_groups if group["matrices"]):
+            for p in (p for p in group["params"] if p.grad is not None):
+                if not self.state[p]:           # AdamW, when restored, wants all to have a step
+                    self.state[p].update(step=torch.tensor(0.), m=torch.zeros_like(p))
+                m = self.state[p]["m"].lerp_(p.grad, 0.05)
+                length = 0.2 * max(p.shape) ** 0.5
+                p.mul_(1 - group["lr"] * group["weight_decay"])
+                p.sub_(orthogonal(p.grad.lerp(m, 0.95)), alpha=group["lr"] * length)
+                p.grad = None                                   # AdamW passes it by
+        super().step()
+        return loss
+
+
 def take(x, rows):
     """The rows of every modality: {name: (B, N)} -> {name: (b, N)}."""
     return {m: x_m[rows] for m, x_m in x.items()}
@@ -688,24 +723,24 @@ class Fudoki(L.LightningModule):
     x is {"text": (B, T), "image": (B, I)} long, `free` the same with bool: True where a token has
     to be found. A modality that is not in the dictionary is not in the sequence.
     """
-    DRAW = dict(steps=4, guidance=2.5, temperature=0.5)     # options of `generate` for pictures
+    DRAW = dict(steps=4, guidance=2., temperature=0.7)     # options of `generate` for pictures
     READ = dict(steps=1, temperature=0.)                    # for captions
     GAPS = dict(steps=8, temperature=0.)                    # for words beside given ones
     WRITE = dict(steps=64, temperature=0.7)                 # and for long texts
 
     def __init__(self, text=None, image=None, path="metric", exponent=2., normalize=False,
-                 schedule="calibrated", width=96, depth=4, heads=3, backbone=None, lr=3e-3,
-                 weight_decay=0.01, share=0.5, drop=0.1, freeze=0., data="", form="digit",
-                 codebook=None, frequency=None, pretrained=None):
+                 schedule="calibrated", width=96, depth=4, heads=3, backbone=None, lr=6e-3,
+                 weight_decay=0.01, t_power=1., share=0.5, drop=0.1, freeze=0., data="",
+                 form="digit", codebook=None, frequency=None, pretrained=None):
         """text: [an entry of TEXTS, its arguments]; image: the arguments of `Patches`; a model has
         one of them or both. path, exponent, normalize, schedule: an entry of PATHS and its
         options; width, depth, heads: of `Blocks`, or backbone: the arguments of `Backbone`.
 
-        share: of a batch that is drawn, the rest is read; drop: how often either goes without the
-        other; freeze: share of the training in which of a backbone only the body learns; data:
-        where it is from; form: what sample.py makes of a picture, a "digit" or a "crop". codebook,
-        frequency {name: (V,)} and pretrained, a causal language model, are what training starts
-        from; a checkpoint restores what was made of them."""
+        t_power: see `loss`; share: of a batch that is drawn, the rest is read; drop: how often
+        either goes without the other; freeze: share of the training in which of a backbone only
+        the body learns; data: where it is from; form: what sample.py makes of a picture, a "digit"
+        or a "crop". codebook, frequency {name: (V,)} and pretrained, a causal language model, are
+        what training starts from; a checkpoint restores what was made of them."""
         super().__init__()
         self.save_hyperparameters(ignore=["codebook", "frequency", "pretrained"], logger=False)
         self.words = TEXTS[text[0]](*text[1:]) if text else None
@@ -742,12 +777,14 @@ class Fudoki(L.LightningModule):
 
     def loss(self, x_1, free, t=None):
         """Cross-entropy of x₁ at the free positions: the mean of a sample's, then of the batch, so
-        that three words weigh as much as 49 patches. t (B, 1, 1), by default spread evenly.
+        that three words weigh as much as 49 patches. t (B, 1, 1), by default u^t_power with u
+        spread evenly: any density of t has the same minimiser, and late t have little to teach.
 
         -> the loss and the accuracy, both a scalar."""
         B, device = len(next(iter(x_1.values()))), self.device
         if t is None:
-            t = ((torch.arange(B, device=device) + torch.rand(1, device=device)) / B).view(B, 1, 1)
+            u = (torch.arange(B, device=device) + torch.rand(1, device=device)) / B
+            t = (u ** self.hparams.t_power).view(B, 1, 1)
         p_1t = self.net(self.noisy(x_1, free, t), free)
         weight = self.weight(x_1, free)
         n = sum(w.sum(1) for w in weight.values()).clamp(min=1e-9)          # (B,)
@@ -799,30 +836,28 @@ class Fudoki(L.LightningModule):
                     self.log_dict({f"val_{m}_loss{where}": loss, f"val_{m}_acc{where}": accuracy},
                                   batch_size=len(x_1[m]), sync_dist=True)
 
-    def progress(self):
-        """How much of the training is done, 0 to 1: of its steps or minutes, whichever is more."""
-        done = self.trainer.global_step / max(1, self.trainer.max_steps)
-        for timer in (c for c in self.trainer.callbacks if isinstance(c, Timer)):
-            elapsed = timer.time_elapsed()
-            done = max(done, elapsed / (elapsed + timer.time_remaining()))
-        return min(1., done)
-
     def configure_optimizers(self):
-        """AdamW; the learning rate rises over the first 5 % and falls as a cosine to 0. The words
-        of a backbone begin to learn when `freeze` of the training is done."""
+        """Muon for the matrices of `Blocks`, AdamW for all else; the learning rate rises over the
+        first 5 % of the steps and falls as a cosine to 0. The words of a backbone begin to learn
+        when `freeze` of the steps are done."""
+        steps = self.trainer.estimated_stepping_batches     # resumed, a run may have more of them
+
         def rate(step):
-            done = self.progress()
-            return min((done + 1e-3) / 0.05, (1 + math.cos(math.pi * done)) / 2)
+            return min((step + 1) / (0.05 * steps), (1 + math.cos(math.pi * step / steps)) / 2)
 
         def late(step):
-            return rate(step) * (self.progress() >= self.hparams.freeze)
+            return rate(step) * (step >= self.hparams.freeze * steps)
 
-        words = [] if not self.hparams.backbone else \
-            [*dict.fromkeys([self.net.trunk.embedding.weight, *self.net.trunk.head.parameters()])]
-        others = [p for p in self.parameters() if all(p is not w for w in words)]
-        optimizer = torch.optim.AdamW([{"params": others}, {"params": words}], self.hparams.lr,
-                                      betas=(0.9, 0.98), weight_decay=self.hparams.weight_decay)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, [rate, late])
+        trunk, words, matrices = self.net.trunk, [], []
+        if self.hparams.backbone:
+            words = [*dict.fromkeys([trunk.embedding.weight, *trunk.head.parameters()])]
+        else:
+            matrices = [p for p in trunk.parameters() if p.ndim == 2]
+        others = [p for p in self.parameters() if all(p is not q for q in words + matrices)]
+        groups = [{"params": p, "matrices": p is matrices} for p in (others, words, matrices)]
+        optimizer = Muon(groups, self.hparams.lr, betas=(0.9, 0.98),
+                         weight_decay=self.hparams.weight_decay)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, [rate, late, rate])
         return {"optimizer": optimizer,
                 "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 

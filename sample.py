@@ -37,10 +37,43 @@ from fudoki import (STEPS, UNREADABLE, Fudoki, InputError, Parser, command, crop
                     open_picture, take)
 
 
+def add_generation(parser):
+    """The options of `generate`, as flags; None where the default depends on what is free."""
+    draw, read, gaps, write = Fudoki.DRAW, Fudoki.READ, Fudoki.GAPS, Fudoki.WRITE
+    parser.add_argument("--steps", type=int, help=f"default: {draw['steps']} to draw, "
+                        f"{read['steps']} to read, {gaps['steps']} to fill a caption, "
+                        f"{write['steps']} to write")
+    parser.add_argument("--step", default="race", help=f"{', '.join(STEPS)} (default: race)")
+    parser.add_argument("--eta", type=float, default=0., help="corrector: share of tokens that "
+                        "every step draws anew (default: 0)")
+    parser.add_argument("--guidance", type=float, help="g of u + g(c − u), 1 is off "
+                        f"(default: {draw['guidance']:g} to draw, 1 for text)")
+    parser.add_argument("--temperature", type=float, help="of x₁ ~ p(x₁ | x_t), 0 is greedy "
+                        f"(default: {draw['temperature']:g} to draw, {read['temperature']:g} to "
+                        f"read, {write['temperature']:g} to write)")
+
+
+def generation(given):
+    """What was given of them: options of `generate`. InputError: a value that cannot be."""
+    for name, least, most in (("eta", 0, 1), ("steps", 1, math.inf), ("temperature", 0, math.inf)):
+        bounded(given, name, least, most)
+    if given.step not in STEPS:
+        raise InputError(f"no step {given.step}; {nearest(given.step, STEPS)}")
+    return {name: value for name in ("steps", "step", "eta", "guidance", "temperature")
+            if (value := getattr(given, name)) is not None}
+
+
+def bounded(given, name, least, most=math.inf):
+    """InputError: a number that is given and does not lie between."""
+    value = getattr(given, name)
+    if value is not None and not (least <= value <= most and value < math.inf):
+        raise InputError(f"--{name.replace('_', '-')} has to be at least {least}"
+                         f"{f' and at most {most}' * (most < math.inf)}, it is {value:g}")
+
+
 def parse(argv=None):
     """The command line. InputError: a value that cannot be."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    draw, read, gaps, write = Fudoki.DRAW, Fudoki.READ, Fudoki.GAPS, Fudoki.WRITE
     parser.add_argument("prompt", nargs="*", help='what to draw, e.g. "a bold slanted seven", '
                         "or the text to be filled")
     parser.add_argument("--text", help="the same: a caption, or the text to be filled")
@@ -54,29 +87,16 @@ def parse(argv=None):
     parser.add_argument("--n", type=int, help="pictures to draw (default: 16), texts to write (1)")
     parser.add_argument("--best-of", type=int, default=1, metavar="N", help="draw N for each, "
                         "keep the one of which the model itself reads the caption best")
-    parser.add_argument("--steps", type=int, help=f"default: {draw['steps']} to draw, "
-                        f"{read['steps']} to read, {gaps['steps']} to fill a caption, "
-                        f"{write['steps']} to write")
-    parser.add_argument("--step", default="race", help=f"{', '.join(STEPS)} (default: race)")
-    parser.add_argument("--eta", type=float, default=0., help="corrector: share of tokens that "
-                        "every step draws anew (default: 0)")
-    parser.add_argument("--guidance", type=float, help="g of u + g(c − u), 1 is off "
-                        f"(default: {draw['guidance']:g} to draw, 1 for text)")
-    parser.add_argument("--temperature", type=float, help="of x₁ ~ p(x₁ | x_t), 0 is greedy "
-                        f"(default: {draw['temperature']:g} to draw, {read['temperature']:g} to "
-                        f"read, {write['temperature']:g} to write)")
+    add_generation(parser)
     parser.add_argument("--seed", type=int, help="default: another result every time")
     parser.add_argument("--out", default="samples.png", help="the picture (default: samples.png)")
     parser.add_argument("--gif", help="a film of the generation; beside it a strip, _strip.png")
     parser.add_argument("--trace", help="every token at every step, as a CSV file")
     given = parser.parse_args(argv)
     given.prompt = " ".join(given.prompt + ([given.text] if given.text else []))
-    for name, least, most in (("n", 1, math.inf), ("best_of", 1, math.inf), ("eta", 0, 1),
-                              ("steps", 1, math.inf), ("temperature", 0, math.inf)):
-        value = getattr(given, name)
-        if value is not None and not (least <= value <= most and value < math.inf):
-            raise InputError(f"--{name.replace('_', '-')} has to be at least {least}"
-                             f"{f' and at most {most}' * (most < math.inf)}, it is {value:g}")
+    given.options = generation(given)
+    bounded(given, "n", 1)
+    bounded(given, "best_of", 1)
     if given.start is not None and not 0 <= given.start < 1:
         raise InputError(f"--from has to be a time from 0 to below 1, it is {given.start:g}")
     for name in ("ask", "keep", "start"):
@@ -84,8 +104,6 @@ def parse(argv=None):
             raise InputError(f"--{'from' if name == 'start' else name} needs a picture, --image")
     if given.ask and (given.prompt or given.keep or given.start is not None):
         raise InputError("--ask goes with a picture alone, without a caption, --keep or --from")
-    if given.step not in STEPS:
-        raise InputError(f"no step {given.step}; {nearest(given.step, STEPS)}")
     for name in ("out", "gif", "trace"):
         ending, path = {"out": ".png", "trace": ".csv"}.get(name, ".gif"), getattr(given, name)
         path = path and pathlib.Path(path)
@@ -325,8 +343,7 @@ def main(argv=None):
     x, free = begin(given, model, (given.n or (1 if writing or reading else 16)) * given.best_of)
     captions = model.GAPS if given.prompt else model.READ       # given words need time to be heard
     options = model.WRITE if writing else captions if reading else model.DRAW
-    options = options | dict(step=given.step, eta=given.eta)
-    options |= {k: v for k, v in vars(given).items() if k in model.DRAW and v is not None}
+    options = options | given.options
     if len(x) == 1:
         options["guidance"] = 1.
     states = list(tqdm(model.generate(x, free, start=given.start or 0., **options), "steps",

@@ -6,6 +6,8 @@
     python train.py --preset text --text FILE   a text, character by character
     python train.py --preset ar --text FILE     a text, from a pretrained language model
     python train.py --preset ar                 the toy, from a pretrained language model
+    python train.py score                       the report of the newest checkpoint once more,
+                                                with any options of generation: score --help
 
 Pictures with captions are learned in both directions, drawing and reading; texts are written,
 continued and completed. What it writes is in runs/<preset>/: model.ckpt, samples/, report.csv
@@ -17,7 +19,6 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")     # threads that wait do n
 
 import argparse
 import csv
-import datetime
 import itertools
 import logging
 import math
@@ -43,20 +44,20 @@ from torchvision.utils import save_image
 
 from fudoki import (PATHS, SCHEDULES, TEXTS, UNREADABLE, Fudoki, InputError, Parser, Patches,
                     Pieces, Vocabulary, command, crop, k_means, nearest, open_picture)
+from sample import add_generation, generation
 
 PRESETS = {         # what they cost and reach: tests/bench/*.csv, README
     "toy": dict(
         codes=256, patch=4, path="metric", exponent=2.0, normalize=False, schedule="calibrated",
-        width=96, depth=4, heads=3, lr=3e-3, weight_decay=0.01, share=0.65, drop=0.1, ask=0.05,
-        batch=64, steps=4500, max_minutes=12.5, ema=0.999, val_every=500,
+        width=96, depth=4, heads=3, lr=6e-3, weight_decay=0.01, t_power=3.0, share=0.5, drop=0.1,
+        ask=0.15, batch=64, steps=2500, max_minutes=math.inf, ema=0.999, val_every=200,
         train_images=60_000, test_images=10_000, drawings=1000, threads=0, seed=0, data="",
         image_size=64, text="", length=128, backbone="", shift=True, freeze=0.0),
     "smoke": dict(
-        codes=128, patch=7, width=64, depth=2, heads=2, lr=5e-3, steps=600, max_minutes=1 / 3,
-        share=0.5, ema=0.98, val_every=300, train_images=4000,
-        test_images=500, drawings=200, threads=1),
+        codes=128, patch=7, width=64, depth=2, heads=2, steps=500, ema=0.98, val_every=250,
+        train_images=4000, test_images=1000, drawings=200, threads=1),
     "folder": dict(batch=32),
-    "text": dict(width=128, heads=4, batch=32, max_minutes=10.0),
+    "text": dict(width=128, heads=4, batch=32, t_power=1.0, steps=1600),
     "ar": dict(backbone="HuggingFaceTB/SmolLM2-135M", lr=3e-4, batch=16),
 }
 TRAINER = dict(accelerator="auto", devices="auto", num_nodes=1, strategy="auto", precision="auto")
@@ -66,13 +67,14 @@ HELP = dict(
     normalize="L2-normalise the embeddings of the metric path",
     schedule=" or ".join(SCHEDULES), width="of the transformer", depth="blocks of the transformer",
     heads="of its attention", lr="peak learning rate", weight_decay="of AdamW",
+    t_power="noise levels of training are t = u^power, u uniform: above 1 more of them are early",
     share="of a batch that is drawn, the rest is read",
     drop="how often pictures and captions go without each other, for guidance",
     ask="share of digits with a question and its answer instead of a caption; not with a "
     "backbone; captions of a folder may hold questions of their own: what colour? red",
     batch="rows per step",
-    steps="training steps at most", max_minutes="minutes of training at most; both ends are known "
-    "to the learning rate", ema="decay of the averaged weights",
+    steps="training steps", max_minutes="minutes after which training ends early, wherever the "
+    "learning rate is by then", ema="decay of the averaged weights",
     val_every="steps between validations, sample grids and checkpoints",
     train_images="training images used", test_images="test images read in the report",
     drawings="images drawn in the report", threads="of the CPU; 0 leaves it to PyTorch, 1 is "
@@ -123,10 +125,10 @@ def parse(argv=None):
         raise InputError(f"--patch {run.patch} does not divide the picture's side, {run.size}")
     if not run.backbone and run.width % (4 * run.heads):
         raise InputError(f"--width {run.width} is no multiple of 4·heads = {4 * run.heads}")
-    if not (0 < run.share < 1 and run.batch > 1 and run.max_minutes > 0 and 0 <= run.drop <= 1
-            and 0 <= run.ask < 1 and 0 <= run.freeze < 1):
+    if not (0 < run.share < 1 and run.batch > 1 and run.max_minutes > 0 and run.t_power > 0
+            and 0 <= run.drop <= 1 and 0 <= run.ask < 1 and 0 <= run.freeze < 1):
         raise InputError("--share has to lie between 0 and 1, --drop, --ask and --freeze from 0 "
-                         "to 1, --batch has to be at least 2 and --max-minutes above 0")
+                         "to 1, --batch has to be at least 2, --max-minutes and --t-power above 0")
     if run.text and (run.data or run.preset not in ("text", "ar")):
         raise InputError("--text goes with --preset text or --preset ar, and without --data")
     if run.backbone and run.path == "mask":
@@ -254,6 +256,13 @@ def frechet(a, b):
     return (shift + A.trace() + B.trace() - 2 * root).item()
 
 
+def of_parts(a, n):
+    """Fréchet distance of n rows of (N, D) to the others, the mean over rows 1 to n, n + 1 to 2n
+    and so on: what n drawings would have if they were real."""
+    parts = [(a[i:i + n], torch.cat([a[:i], a[i + n:]])) for i in range(0, len(a) - n + 1, n)]
+    return sum(frechet(*part) for part in parts) / max(1, len(parts))
+
+
 def right(texts, truth):
     """The shares of texts with the right digit, and of those with every word right."""
     digit = sum(a.split()[-1:] == b.split()[-1:] for a, b in zip(texts, truth))
@@ -327,8 +336,8 @@ def load_backbone(name, shift):
     return dict(backbone=[config, start, shift], pretrained=model), json, end
 
 
-OF_MODEL = ("path exponent normalize schedule width depth heads lr weight_decay share drop freeze"
-            ).split()
+OF_MODEL = ("path exponent normalize schedule width depth heads lr weight_decay t_power share "
+            "drop freeze").split()
 
 
 class Pictures:
@@ -391,32 +400,33 @@ class Digits(Pictures):
                 [random.choice(questions(text)) for text in texts])
         return seen, held
 
-    def report(self, model, run):
-        """Draws and reads test captions and images: the share of right digits and of captions,
-        the Fréchet distance, images per second, network calls. -> columns, rows"""
-        (train, _), (images, digits) = self.train, self.test
+    def report(self, model, run, options):
+        """Draws the captions of some test images, reads all of them: the share of right digits
+        and of captions, images per second, network calls, and the Fréchet distance to the decoded
+        *other* test images, of the drawings and of as many decoded real ones. -> columns, rows"""
+        order, n, nan = torch.randperm(len(self.test[0])), run.drawings, math.nan
+        images, digits = (part[order] for part in self.test)        # MNIST's are sorted by writer
         judge = Judge().fit(*self.train)
         rows, truth = self.rows(model, images, digits)
         tokens = rows.tokens["image"].to(model.device)
         decoded = model.patches.decode(tokens).cpu()
-        real, seen = judge(images)
-        ideal, ideal_seen = judge(decoded)
-        others = judge(train[:len(images)])[0]
+        real, real_seen = judge(decoded)
+        options = dict(step="race", eta=0.) | model.DRAW | options
         begin = time.time()
-        drawn = model.draw(truth[:run.drawings]).cpu()
+        drawn = model.draw(truth[:n], **options).cpu()
         middle = time.time()
         read = model.read(tokens)
         end = time.time()
         features, drawn_seen = judge(drawn)
-        draw = ", ".join(f"{k} {v:g}" for k, v in model.DRAW.items())
-        nan = math.nan
+        calls = options["steps"] * (1 if options["guidance"] == 1 else 2)
         return ("digit", "caption", "frechet", "images_per_s", "calls"), [
-            ("judge, real test images", (seen == digits).float().mean().item(), nan,
-             frechet(others, real), nan, nan),
-            ("ceiling, decoded test images", *right(captions(decoded, ideal_seen), truth),
-             nan, nan, nan),
-            (f"drawing, {draw}", *right(captions(drawn, drawn_seen), truth[:run.drawings]),
-             frechet(features, ideal), run.drawings / (middle - begin), 2 * model.DRAW["steps"]),
+            ("judge, test images", (judge(images)[1] == digits).float().mean().item(), nan, nan,
+             nan, nan),
+            ("ceiling, decoded test images", *right(captions(decoded, real_seen), truth),
+             of_parts(real, n), nan, nan),
+            ("drawing, {steps} {step} steps, g {guidance:g}, T {temperature:g}, η {eta:g}".format(
+                **options), *right(captions(drawn, drawn_seen), truth[:n]),
+             frechet(features, real[n:]), len(drawn) / (middle - begin), calls),
             ("reading, steps 1, greedy", *right(read, truth), nan, len(read) / (end - middle), 1),
             *self.answers(model, tokens, truth)]
 
@@ -447,7 +457,7 @@ class Folder(Pictures):
         self.words = ["vocabulary", sorted(set(itertools.chain(*lists))), max(map(len, lists)) + 1]
         self.examples = list(dict.fromkeys(texts))
 
-    def report(self, model, run):
+    def report(self, model, run, options):
         """How many captions of held-out pictures are read right, and what the model itself reads
         in its drawings of these captions."""
         rows, texts = self.rows(model, *self.test)
@@ -456,7 +466,7 @@ class Folder(Pictures):
         asked = ["".join(text.rpartition("?")[:2]) + " ___" for text in texts]
         read = model.read(rows.tokens["image"], asked)
         middle = time.time()
-        drawn = model.draw(texts)
+        drawn = model.draw(texts, **options)
         end = time.time()
         seen = model.read(model.patches.encode(drawn), asked)
         error = (model.patches.decode(rows.tokens["image"].to(model.device)).cpu() - self.test[0])
@@ -548,11 +558,12 @@ class Corpus:
         texts = "\n\n----\n\n".join(model.write(["___"] * 4))
         path.with_suffix(".txt").write_text(texts, encoding="utf-8")
 
-    def report(self, model, run):
+    def report(self, model, run, options):
         """Cross-entropy of held-out text by t, and how many of the words that the model writes
         occur in the training text, beside the same share of held-out text."""
         held = self.tokens(model)[1]
-        rows, known, written = [], set(vocabulary(self.train)), model.write(["___"] * 32)
+        known, rows = set(vocabulary(self.train)), []
+        written = model.write(["___"] * 32, **options)
         for t in torch.linspace(0.05, 0.95, 10).tolist():
             losses = []
             for i in range(0, len(held), 20):
@@ -578,28 +589,24 @@ def stream(words, text):
 # ------------------------------------------------------------------------------------ the training
 
 class Bar(TQDMProgressBar):
-    """Lightning's progress bar, with the time that is left until the last step or minute."""
+    """Lightning's progress bar without the number of the log."""
 
     def get_metrics(self, trainer, model):
-        """Loss, accuracy, time left."""
-        metrics = super().get_metrics(trainer, model)
-        metrics.pop("v_num", None)
-        done = model.progress()
-        left = (time.time() - self.begin) * (1 - done) / max(done - self.before, 1e-9)
-        return metrics | {"left": f"{int(left) // 60}:{int(left) % 60:02}"}
-
-    def on_train_start(self, trainer, model):
-        self.begin, self.before = time.time(), model.progress()
-        super().on_train_start(trainer, model)
+        """Loss and accuracy."""
+        return {k: v for k, v in super().get_metrics(trainer, model).items() if k != "v_num"}
 
 
 class Keep(L.Callback):
     """Sample grids and checkpoints at every validation, and at the end however it comes. It has to
     stand before the averaging, so that it draws with the averaged weights and saves both kinds."""
 
-    def __init__(self, data, folder, resume):
-        self.data, self.folder, self.fresh = data, folder, not resume
+    def __init__(self, data, run, folder):
+        self.data, self.run, self.folder, self.fresh = data, run, folder, not run.resume
         self.signal, self.handlers, self.first = None, {}, math.inf
+
+    def state_dict(self):
+        """How the model was made, which `score` wants to know from its checkpoint."""
+        return vars(self.run)
 
     def stop(self, number, frame):
         """A signal handler: end after this step."""
@@ -650,7 +657,7 @@ class Keep(L.Callback):
 
 def fit(model, data, run, folder):
     """Trains with Lightning; the model ends with its averaged weights. -> the Keep callback and
-    samples per second"""
+    samples per second, validations included"""
     if run.precision == "auto":
         on_gpu = torch.cuda.is_available() and run.accelerator in ("auto", "gpu", "cuda")
         half = "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported() else "16-mixed"
@@ -659,14 +666,15 @@ def fit(model, data, run, folder):
     def average(mean, now, n):          # at first the mean follows closely, it has seen little
         return torch.lerp(mean, now, 1 - ((1 + n) / (10 + n)).clamp(max=run.ema))
 
-    keep, (seen, held) = Keep(data, folder, run.resume), data.tokens(model)
+    keep, (seen, held) = Keep(data, run, folder), data.tokens(model)
     trainer = L.Trainer(
         **{name: getattr(run, name) for name in TRAINER}, max_steps=run.steps,
-        max_time=datetime.timedelta(minutes=run.max_minutes), gradient_clip_val=1.0,
+        max_time={"minutes": run.max_minutes} if run.max_minutes < math.inf else None,
+        gradient_clip_val=1.0,
         val_check_interval=run.val_every, check_val_every_n_epoch=None, num_sanity_val_steps=0,
         enable_model_summary=False, enable_checkpointing=False, log_every_n_steps=50,
         logger=CSVLogger(folder, "log"),
-        callbacks=[Bar(refresh_rate=20), keep, WeightAveraging(use_buffers=False, avg_fn=average)])
+        callbacks=[Bar(refresh_rate=10), keep, WeightAveraging(use_buffers=False, avg_fn=average)])
     same = dict(collate_fn=lambda batch: batch)
     sampler = RandomSampler(seen, num_samples=run.steps * run.batch)
     loaders = (DataLoader(seen, run.batch, sampler=sampler, **same),
@@ -675,6 +683,22 @@ def fit(model, data, run, folder):
     trainer.fit(model, *loaders, ckpt_path=resume, weights_only=True)
     model.to(trainer.strategy.root_device).eval()       # Lightning hands it back on the CPU
     return keep, max(0, trainer.global_step - keep.first) * run.batch / (time.time() - begin)
+
+
+def report(model, data, run, options, file, **same):
+    """Measures what a model can do, always with the same random numbers, prints it and adds it to
+    a CSV file, every row with the columns of `same`."""
+    L.seed_everything(run.seed, verbose=False)
+    columns, rows = data.report(model, run, options)
+    show(columns, rows)
+    same |= dict(seed=run.seed, data=data.origin,
+                 device=f"{model.device.type}, {torch.get_num_threads()} threads")
+    if file:
+        new = not file.exists()
+        with open(file, "a", newline="") as opened:
+            writer = csv.writer(opened, lineterminator="\n")
+            writer.writerows([["what", *columns, *same]] * new)
+            writer.writerows([*row, *same.values()] for row in rows)
 
 
 def show(columns, rows):
@@ -688,18 +712,71 @@ def show(columns, rows):
 
 # -------------------------------------------------------------------------------------------- main
 
+def quietly(run):
+    """Seeds, threads, and no word of libraries about their own plans."""
+    warnings.filterwarnings("ignore")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    L.seed_everything(run.seed, verbose=False)
+    torch.set_num_threads(run.threads or torch.get_num_threads())
+
+
+def dataset(run):
+    """The data of a run."""
+    return (Folder if run.data else Corpus if run.text or run.preset == "text" else Digits)(run)
+
+
+def parse_score(argv):
+    """What is to be scored, and how. InputError: a value that cannot be."""
+    parser = Parser(prog="train.py score", description=score.__doc__)
+    parser.add_argument("checkpoint", nargs="?", help="default: the newest under runs/")
+    add_generation(parser)
+    for name in ("data-dir", "data", "text"):
+        parser.add_argument("--" + name, help="where its data are, if not where they were")
+    parser.add_argument("--drawings", type=int, help="images drawn (default: as in training)")
+    parser.add_argument("--seed", type=int, help="of the report (default: that of the training)")
+    parser.add_argument("--csv", type=pathlib.Path, help="adds the report to this file")
+    given = parser.parse_args(argv)
+    if given.csv and not given.csv.resolve().parent.is_dir():
+        raise InputError(f"--csv {given.csv} has to be in a folder that exists")
+    given.options = generation(given)
+    return given
+
+
+def score(argv):
+    """The report of a checkpoint with any options of generation, without training."""
+    given = parse_score(argv)
+    model = Fudoki.open(given.checkpoint)
+    saved = torch.load(model.source, map_location="cpu", weights_only=True)
+    if not saved["callbacks"].get("Keep"):
+        raise InputError(f"{model.source} is of an older version, which did not save its settings")
+    run = argparse.Namespace(**saved["callbacks"]["Keep"])
+    for name in ("data_dir", "data", "text", "drawings"):
+        setattr(run, name, getattr(given, name) or getattr(run, name))
+    if given.guidance and not model.patches:
+        raise InputError("this model knows texts only: no --guidance")
+    options = (model.DRAW if model.patches else model.WRITE) | given.options
+    quietly(run)
+    data = dataset(run)
+    run.seed = run.seed if given.seed is None else given.seed
+    report(model, data, run, options, given.csv, training_steps=saved["global_step"],
+           checkpoint=model.source, **options, command=" ".join(["python train.py score", *argv]))
+
+
 @command
 def main(argv=None):
+    """Data, codebook, model, training, report; or a report only."""
+    argv = sys.argv[1:] if argv is None else argv
+    return score(argv[1:]) if argv[:1] == ["score"] else train(argv)
+
+
+def train(argv):
     """Data, codebook, model, training, report."""
     run, begin = parse(argv), time.time()
     folder = pathlib.Path("runs") / run.preset
     if run.resume and not (folder / "model.ckpt").exists():
         raise InputError(f"nothing to go on from: there is no {folder / 'model.ckpt'}")
-    warnings.filterwarnings("ignore")
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    L.seed_everything(run.seed, verbose=False)
-    torch.set_num_threads(run.threads or torch.get_num_threads())
-    data = (Folder if run.data else Corpus if run.text or run.preset == "text" else Digits)(run)
+    quietly(run)
+    data = dataset(run)
     model = Fudoki.open(folder / "model.ckpt").train() if run.resume else data.build(run)
     count = sum(p.numel() for p in model.net.parameters())
     what = " and ".join(f"{n} {m} tokens" for m, n in model.lengths.items())
@@ -710,19 +787,13 @@ def main(argv=None):
         return
     if model.global_rank > 0:
         return                                          # one process reports
-    columns, rows = data.report(model, run)
-    minutes = (time.time() - begin) / 60
-    show(columns, rows)
-    same = dict(minutes=f"{minutes:.2f}", samples_per_s=f"{rate:.0f}", seed=run.seed,
-                data=data.origin,
-                device=f"{model.device.type}, {torch.get_num_threads()} threads",
-                command=" ".join(["python train.py", *(sys.argv[1:] if argv is None else argv)]))
-    with open(folder / "report.csv", "w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["what", *columns, *same])
-        writer.writerows([*row, *same.values()] for row in rows)
-    print(f"\n{minutes:.1f} minutes, {rate:.0f} samples/s in training; model and samples are in "
-          f"{folder}. Next:")
+    steps, minutes = model.trainer.global_step, (time.time() - begin) / 60
+    (folder / "report.csv").unlink(missing_ok=True)
+    report(model, data, run, {}, folder / "report.csv", training_steps=steps,
+           minutes=f"{minutes:.2f}", samples_per_s=f"{rate:.0f}",
+           command=" ".join(["python train.py", *argv]))
+    print(f"\n{steps} steps, {minutes:.1f} minutes, {rate:.0f} samples/s in training; model and "
+          f"samples are in {folder}. Next:")
     if model.patches:
         save_image(data.test[0][0], folder / "picture.png")
         print(f'  python sample.py "{data.examples[-3:][0]}"\n'

@@ -15,7 +15,7 @@ import sample
 import train
 
 SHARED = REAL.parent
-SHORT = "--steps 4 --val-every 4 --max-minutes 0.3 --threads 1 --length 16 --batch 4".split()
+SHORT = "--steps 4 --val-every 4 --threads 1 --length 16 --batch 4".split()
 TINY = "--width 16 --depth 1 --heads 1".split()
 
 
@@ -133,7 +133,7 @@ def test_digits_through_a_language_model(backbone, capsys):
     assert train.main(["--preset", "smoke", "--backbone", "lm", "--codes", "32", "--patch", "14",
                        "--train-images", "600", "--test-images", "20", "--drawings", "20",
                        *SHORT]) == 0
-    assert "drawing, steps 4" in capsys.readouterr().out
+    assert "drawing, 4 race steps" in capsys.readouterr().out
     assert sample.main(["a bold slanted seven", "--n", "2"]) == 0
     assert "8 network calls" in capsys.readouterr().out
     assert sample.main(["--image", "runs/smoke/picture.png"]) == 0

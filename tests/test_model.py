@@ -1,5 +1,6 @@
 """Tokenisers, network, loss and generation, on models that are too small to know anything."""
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -165,6 +166,16 @@ def test_noise_reaches_free_positions_only_and_each_row_has_its_time():
         assert (noisy[m] != x[m])[::2][free[m][::2]].float().mean() > 0.6       # t = 0
 
 
+@pytest.mark.parametrize("power", [1., 2.])
+def test_noise_levels_of_training_are_spread_evenly_in_u(power):
+    model, x, found = small(t_power=power), batch(64), []
+    model.noisy = lambda x_1, free, t: found.append(t) or x_1
+    model.loss(x, some(x))
+    u = found[0].flatten() ** (1 / power)
+    assert_close(u - u[0], torch.arange(64) / 64, atol=1e-4, rtol=0)
+    assert 0 <= u[0] < 1 / 64
+
+
 def test_loss_under_bfloat16_has_a_gradient_and_nearly_the_same_value():
     model, x = small().train(), batch(64)
     values = []
@@ -183,7 +194,7 @@ def test_loss_under_bfloat16_has_a_gradient_and_nearly_the_same_value():
 def test_both_directions_are_learned(path):
     """Pictures are a function of captions: after 400 steps either follows from the other."""
     torch.manual_seed(0)
-    model = small(path, drop=0.3).train()
+    model = small(path, drop=0.3, t_power=2.).train()
     model.log_dict = lambda *args, **kwargs: None
     optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
     words = torch.cartesian_prod(torch.arange(2), torch.arange(2, 4), torch.arange(4, 7))
@@ -194,11 +205,12 @@ def test_both_directions_are_learned(path):
         optimizer.step()
     model.eval()
     torch.manual_seed(1)
-    drawn = model.fill(model.DRAW, text=x["text"])["image"]
+    options = dict(steps=4, guidance=2.5, temperature=0.5)
+    drawn = model.fill(options, text=x["text"])["image"]
     read = model.read(x["image"])
     partial = x["text"].repeat(8, 1)
     partial[:, 1] = -1  # the model chooses this word itself
-    whole = model.fill(model.DRAW, text=model.complete(partial))
+    whole = model.fill(options, text=model.complete(partial))
     assert (whole["text"] == partial)[:, ::2].all()
     matches = whole["image"] == whole["text"].repeat(1, 3) + 5 * (torch.arange(9) % 2)
     assert matches.float().mean() > 0.85                        # … one that belongs there
@@ -391,13 +403,43 @@ def test_blank_frees_what_is_not_given():
 
 def test_learning_rate_rises_over_five_percent_and_ends_at_zero():
     model = small(lr=1.)
-    setup = model.configure_optimizers
-    rates = []
-    for done in (0., 0.025, 0.05, 0.5, 1.):
-        model.progress = lambda: done
-        rates.append(setup()["lr_scheduler"]["scheduler"].get_last_lr()[0])
-    assert rates[0] < 0.03 and abs(rates[1] - 0.5) < 0.03 and rates[2] > 0.98
-    assert math.isclose(rates[3], 0.5) and rates[4] == 0
+    model.trainer = SimpleNamespace(estimated_stepping_batches=200)
+    setup = model.configure_optimizers()
+    schedule, rates = setup["lr_scheduler"]["scheduler"], []
+    for _ in range(201):
+        rates.append(schedule.get_last_lr()[0])
+        setup["optimizer"].step()
+        schedule.step()
+    assert_close(torch.tensor(rates[:9]), (torch.arange(9) + 1) / 10)
+    assert rates[10] > 0.99 and math.isclose(rates[100], 0.5) and rates[200] == 0
+
+
+@pytest.mark.parametrize("shape", [(24, 8), (8, 24), (16, 16)])
+def test_orthogonal_keeps_the_directions_and_evens_the_lengths(shape):
+    g = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    u, s, v = torch.linalg.svd(g, full_matrices=False)
+    within = u.T @ fudoki.orthogonal(g) @ v.T                   # diagonal: the same U and V
+    assert (within - within.diag().diag()).abs().max() < 1e-3
+    assert within.diag().min() > 0.6 and within.diag().max() < 1.25 and s[0] > 1.5 * s[-1]
+
+
+def test_muon_is_pytorchs_for_matrices_and_adamw_for_all_else():
+    g = torch.Generator().manual_seed(0)
+    start = [torch.randn(24, 8, generator=g), torch.randn(8, generator=g)]
+    ours, theirs = ([p.clone().requires_grad_() for p in start] for _ in range(2))
+    both = dict(lr=0.01, weight_decay=0.1)
+    muon = fudoki.Muon([{"params": ours[:1], "matrices": True},
+                        {"params": ours[1:], "matrices": False}], **both)
+    others = (torch.optim.Muon(theirs[:1], adjust_lr_fn="match_rms_adamw", **both),
+              torch.optim.AdamW(theirs[1:], **both))
+    for _ in range(5):
+        for p, q in zip(ours, theirs):
+            p.grad = torch.randn(p.shape, generator=g)
+            q.grad = p.grad.clone()
+        for optimizer in (muon, *others):
+            optimizer.step()
+    assert_close(ours[1], theirs[1])
+    assert (ours[0] - theirs[0]).norm() < 0.03 * (ours[0] - start[0]).norm()        # bfloat16
 
 
 def test_padding_of_a_given_caption_changes_nothing():

@@ -16,6 +16,7 @@ import csv
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import lightning as L
 import torch
@@ -64,8 +65,7 @@ def study(start, seed, given):
     seen, held = data.tokens(model)
     held = [held.dataset.windows[:len(held)][i::10] for i in range(10)]
     model.log_dict = lambda *args, **kwargs: None
-    step = 0
-    model.progress = lambda: step / STEPS
+    model.trainer = SimpleNamespace(estimated_stepping_batches=STEPS)
     setup = model.configure_optimizers()
     optimizer, schedule = setup["optimizer"], setup["lr_scheduler"]["scheduler"]
     curve, begin, spent = [], time.time(), 0.

@@ -6,7 +6,7 @@ two. Appends to inpaint.csv, skips the rows that are there.
 
     python tests/bench/inpaint.py NAME=CHECKPOINT … [--data-dir FOLDER]
 
-NAME is the path, for tables.py, or `learned`: a metric model that was trained with given parts.
+NAME is the path, for tables.py.
 digit, caption, frechet: as in the report; seam: mean difference of the pixels on both sides of the
 seam, and of the same pixels of the decoded picture. Of words, digit and caption: how many of the
 missing words are found, in 8 greedy steps, of digits and of all.

@@ -1,9 +1,10 @@
-"""The tables of README and tutorial about sampling.csv, inpaint.csv and repair.csv: means over the
-seeds ± standard errors.
+"""The tables of README and tutorial about what is in this folder. Reports of trainings are shown
+seed by seed, studies as means over the seeds ± standard errors.
 
     python tests/bench/tables.py
 """
 import csv
+import itertools
 import math
 import statistics
 from pathlib import Path
@@ -27,6 +28,33 @@ def mean(found, column):
     values = [float(row[column]) for row in found]
     error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
     return statistics.mean(values), error
+
+
+def reports(preset):
+    """README's rows of the trainings of a preset: its reports, one after the other in a CSV."""
+    found, all_rows = [], rows(preset)
+    for seed in sorted({row["seed"] for row in all_rows}):
+        report = {row["what"].split(",")[0]: row for row in all_rows if row["seed"] == seed}
+        pair = {what: f"{float(row['digit']):.3f} / {float(row['caption']):.3f}"
+                for what, row in report.items()}
+        drawn, real = (float(report[what]["frechet"]) for what in ("drawing", "ceiling"))
+        found.append(f"| `{preset}`, seed {seed} | {report['judge']['training_steps']} | "
+                     f"{pair['drawing']} | {drawn:.1f} ({real:.1f}) | {pair['reading']} | "
+                     f"{pair.get('answers', '')} | {pair['ceiling']} |".replace(" 0.", " ."))
+    return found
+
+
+def trainings():
+    """The tutorial's table of the settings of training."""
+    found, all_rows = [], rows("training")
+    for name in dict.fromkeys(row["variant"] for row in all_rows):
+        some = [row for row in all_rows if row["variant"] == name]
+        cells = [f"{mean(some, c)[0]:.3f}" for c in (
+            "digit", "caption", "reading_digit", "reading_caption", "answers", "loss_t0.05")]
+        found.append(f"| {name} | {len(some)} | {cells[0]} / {cells[1]} | "
+                     f"{mean(some, 'frechet')[0]:.1f} | {cells[2]} / {cells[3]} | "
+                     f"{cells[4]} | {cells[5]} |".replace(" 0.", " ."))
+    return found
 
 
 def cell(**options):
@@ -54,20 +82,18 @@ def paths():
 def options():
     """The tutorial's table of all other options, of the metric path if it says nothing else."""
     found = [(f"{STEPS[step]}, {n} steps", dict(step=step, steps=n))
-             for n in "2 4 8 16".split() for step in STEPS]
-    found += [(f"guidance {g}, 8 steps", dict(steps="8", guidance=g))
+             for n in "2 4 8".split() for step in STEPS]
+    found += [(f"guidance {g}, 4 steps", dict(guidance=g))
               for g in ("1.0", "1.5", "2.0", "2.5", "3.0")]
     found += [(f"temperature {T}, 4 steps", dict(temperature=T)) for T in ("0.5", "0.7", "1.0")]
     found += [(f"η {eta}, {n} steps", dict(steps=n, eta=eta))
-              for n in "4 8".split() for eta in ("0.0", "0.1", "0.3")]
+              for n in "8".split() for eta in ("0.0", "0.1", "0.3")]
     found += [(f"times by equal loss, {n} steps", dict(steps=n, times="loss"))
-              for n in "2 4 8".split()]
+              for n in "2 4".split()]
     found += [(f"best of {n}, 4 steps", dict(best_of=n)) for n in "1 4 16".split()]
     found += [(f"{name}, {what}, 8 steps", dict(checkpoint=name, steps="8") | extra)
               for name in PATHS[1:]
               for what, extra in (("renoise", dict(step="renoise")), ("η 0.1", dict(eta="0.1")))]
-    found += [(f"schedule {name}, {n} steps", dict(checkpoint=name, steps=n))
-              for n in "2 4 8".split() for name in ("power", "calibrated")]
     return [line(what, some) for what, option in found if (some := cell(**option))]
 
 
@@ -79,16 +105,15 @@ def share(found, column):
 def parts():
     """README's table of given parts: pictures of which a half is kept, captions with a gap."""
     found = []
-    cases = [(name, name, given) for name in PATHS for given in GIVEN]
-    cases.insert(2, ("learned", "metric, trained with clean parts", "still"))
-    for checkpoint, name, given in cases:
+    for name, given in itertools.product(PATHS, GIVEN):
         some = [row for row in rows("inpaint")
-                if (row["given"], row["checkpoint"]) == (given, checkpoint)]
+                if (row["given"], row["checkpoint"]) == (given, name)]
         words = [row for row in some if row["kept"] == "words"]
         halves = [[row for row in some if row["kept"] == kept] for kept in ("top", "left")]
         half = [{c: (float(a[c]) + float(b[c])) / 2 for c in "digit caption frechet seam".split()}
                 for a, b in zip(*halves)]
-        found.append(f"| {name}, {GIVEN[given]} | {share(half, 'digit')} | {share(half, 'caption')} | "
+        found.append(f"| {name}, {GIVEN[given]} | {share(half, 'digit')} | "
+                     f"{share(half, 'caption')} | "
                      "{:.1f} ± {:.1f} | ".format(*mean(half, "frechet"))
                      + f"{share(half, 'seam')} | {share(words, 'caption')} |")
     return found
@@ -114,4 +139,5 @@ def repairs():
 
 
 if __name__ == "__main__":
-    print("\n".join([*paths(), "", *options(), "", *parts(), "", *repairs()]))
+    print("\n".join([*reports("smoke"), *reports("toy"), "", *trainings(), "",
+                     *paths(), "", *options(), "", *parts(), "", *repairs()]))
