@@ -87,7 +87,9 @@ def test_numbers_in_the_prose_are_those_of_the_study(monkeypatch):
 
     def caption(**options):
         return tables.share(tables.cell(steps="8", **options), "caption")
-    assert f"(captions {caption(step='renoise')} against {caption()})" in text
+    assert f"captions {caption(step='renoise')} renoised, {caption()} by the race" in text
+    for row in tables.trainings():
+        assert row in TUTORIAL.read_text(), row
     changes = tables.mean(tables.cell(steps="8"), "changes")[0]
     assert f"a token changes {changes:.1f} times in eight steps" in text
     told = [tables.repair("image", "0.2", "told", "0.0", name)[0] for name in tables.PATHS]

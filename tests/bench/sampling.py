@@ -54,7 +54,7 @@ def cells(name):
         found += [dict(steps=n, step=step) for n in (2, 4, 8)
                   for step in ("released", "increments", "euler", "renoise")]
         found += [dict(guidance=g) for g in (1., 1.5, 2.5, 3.)]
-        found += [dict(temperature=T) for T in (0.7, 1.)]
+        found += [dict(temperature=T) for T in (0.5, 1.)]
         found += [dict(steps=8, eta=eta) for eta in (0.1, 0.3)]
         found += [dict(steps=n, times="loss") for n in (2, 4)]
         found += [dict(best_of=n) for n in (4, 16)]

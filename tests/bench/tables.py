@@ -10,7 +10,7 @@ import statistics
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-DRAW = dict(checkpoint="metric", step="race", steps="4", guidance="2.5", temperature="0.5",
+DRAW = dict(checkpoint="metric", step="race", steps="4", guidance="2.0", temperature="0.7",
             eta="0.0", best_of="1", times="even")
 PATHS = "metric", "uniform", "mask"
 STEPS = {"released": "Euler as released", "increments": "Euler, increments",
