@@ -17,9 +17,11 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")     # threads that wait do not spin
 
 import argparse
-import csv
+import functools
 import math
 import pathlib
+import pickle
+import random
 import re
 import shutil
 import sys
@@ -29,89 +31,148 @@ import lightning as L
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, ImageOps
 from torchvision.utils import make_grid, save_image
 from tqdm import tqdm
 
-from fudoki import (STEPS, UNREADABLE, Fudoki, InputError, Parser, command, crop, nearest,
-                    open_picture, take)
+from fudoki import STEPS, VELOCITIES, Fudoki, entry, question
+
+DRAW = dict(steps=4, guidance=2., temperature=0.7)      # options of `generate` for pictures,
+READ = dict(steps=1, temperature=0.)                    # for captions,
+GAPS = dict(steps=8, temperature=0.)                    # for words that have to hear given ones
+WRITE = dict(steps=64, temperature=0.7)                 # and for long texts
 
 
-def add_generation(parser):
-    """The options of `generate`, as flags; None where the default depends on what is free."""
-    draw, read, gaps, write = Fudoki.DRAW, Fudoki.READ, Fudoki.GAPS, Fudoki.WRITE
-    parser.add_argument("--steps", type=int, help=f"default: {draw['steps']} to draw, "
-                        f"{read['steps']} to read, {gaps['steps']} to fill a caption, "
-                        f"{write['steps']} to write")
-    parser.add_argument("--step", default="race", help=f"{', '.join(STEPS)} (default: race)")
-    parser.add_argument("--eta", type=float, default=0., help="corrector: share of tokens that "
-                        "every step draws anew (default: 0)")
-    parser.add_argument("--guidance", type=float, help="g of u + g(c − u), 1 is off "
-                        f"(default: {draw['guidance']:g} to draw, 1 for text)")
-    parser.add_argument("--temperature", type=float, help="of x₁ ~ p(x₁ | x_t), 0 is greedy "
-                        f"(default: {draw['temperature']:g} to draw, {read['temperature']:g} to "
-                        f"read, {write['temperature']:g} to write)")
+class InputError(ValueError):
+    """What a user got wrong and what to do, in one line; the commands end with it."""
 
 
-def generation(given):
-    """What was given of them: options of `generate`. InputError: a value that cannot be."""
-    for name, least, most in (("eta", 0, 1), ("steps", 1, math.inf), ("temperature", 0, math.inf)):
-        bounded(given, name, least, most)
-    if given.step not in STEPS:
-        raise InputError(f"no step {given.step}; {nearest(given.step, STEPS)}")
-    return {name: value for name in ("steps", "step", "eta", "guidance", "temperature")
-            if (value := getattr(given, name)) is not None}
+def command(main):
+    """main(argv) -> exit code: 0, 2 after the one line of an InputError, 130 after Ctrl-C."""
+    @functools.wraps(main)
+    def wrapped(argv=None):
+        try:
+            main(argv)
+            return 0
+        except InputError as error:
+            print(f"{pathlib.Path(sys.modules[main.__module__].__file__).name}: {error}",
+                  file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            return 130
+    return wrapped
 
 
-def bounded(given, name, least, most=math.inf):
-    """InputError: a number that is given and does not lie between."""
-    value = getattr(given, name)
-    if value is not None and not (least <= value <= most and value < math.inf):
-        raise InputError(f"--{name.replace('_', '-')} has to be at least {least}"
-                         f"{f' and at most {most}' * (most < math.inf)}, it is {value:g}")
+# ---------------------------------------------------------------------- what one does with a model
+
+def open_model(path=None):
+    """The model of a checkpoint and its path, by default the newest under runs/, ready to sample,
+    on the GPU if there is one. InputError: none there, damaged, or of something else."""
+    found = sorted(pathlib.Path("runs").glob("*/*.ckpt"), key=lambda p: p.stat().st_mtime)
+    if path is None and not found:
+        raise InputError("no checkpoint under runs/; train one first: python train.py")
+    path = pathlib.Path(path or found[-1])
+    if not path.is_file():
+        raise InputError(f"there is no checkpoint {path}; train one first: python train.py")
+    try:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        model = Fudoki.load_from_checkpoint(path, map_location=device, weights_only=True)
+    except (pickle.UnpicklingError, EOFError, OSError, RuntimeError, KeyError, TypeError,
+            ValueError, AttributeError) as error:
+        raise InputError(f"{path} is damaged, or no checkpoint of this version of fudoki") \
+            from error
+    return model.eval(), path
 
 
-def parse(argv=None):
-    """The command line. InputError: a value that cannot be."""
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("prompt", nargs="*", help='what to draw, e.g. "a bold slanted seven", '
-                        "or the text to be filled")
-    parser.add_argument("--text", help="the same: a caption, or the text to be filled")
-    parser.add_argument("--image", help="a picture to read or to change: any size, colour or grey")
-    parser.add_argument("--ask", help="a question about the picture")
-    parser.add_argument("--keep", help="part of the picture to keep: top, bottom, left, right or "
-                        "ROW:COL-ROW:COL in patches, counted from 0, both ends included")
-    parser.add_argument("--from", type=float, dest="start", metavar="T", help="start from the "
-                        "picture as it is at time T, between 0 (noise) and 1 (untouched)")
-    parser.add_argument("--checkpoint", help="default: the newest under runs/")
-    parser.add_argument("--n", type=int, help="pictures to draw (default: 16), texts to write (1)")
-    parser.add_argument("--best-of", type=int, default=1, metavar="N", help="draw N for each, "
-                        "keep the one of which the model itself reads the caption best")
-    add_generation(parser)
-    parser.add_argument("--seed", type=int, help="default: another result every time")
-    parser.add_argument("--out", default="samples.png", help="the picture (default: samples.png)")
-    parser.add_argument("--gif", help="a film of the generation; beside it a strip, _strip.png")
-    parser.add_argument("--trace", help="every token at every step, as a CSV file")
-    given = parser.parse_args(argv)
-    given.prompt = " ".join(given.prompt + ([given.text] if given.text else []))
-    given.options = generation(given)
-    bounded(given, "n", 1)
-    bounded(given, "best_of", 1)
-    if given.start is not None and not 0 <= given.start < 1:
-        raise InputError(f"--from has to be a time from 0 to below 1, it is {given.start:g}")
-    for name in ("ask", "keep", "start"):
-        if getattr(given, name) is not None and not given.image:
-            raise InputError(f"--{'from' if name == 'start' else name} needs a picture, --image")
-    if given.ask and (given.prompt or given.keep or given.start is not None):
-        raise InputError("--ask goes with a picture alone, without a caption, --keep or --from")
-    for name in ("out", "gif", "trace"):
-        ending, path = {"out": ".png", "trace": ".csv"}.get(name, ".gif"), getattr(given, name)
-        path = path and pathlib.Path(path)
-        if path and (path.suffix.lower() != ending or not path.resolve().parent.is_dir()):
-            raise InputError(f"--{name} {path} has to be a name ending in {ending}, in a folder "
-                             "that exists")
-        setattr(given, name, path)
-    return given
+def take(x, rows):
+    """The rows of every modality: {name: (B, N)} -> {name: (b, N)}."""
+    return {m: x_m[rows] for m, x_m in x.items()}
+
+
+def fill(model, options, rows=500, best_of=1, **given):
+    """The last state of `generate`, `rows` at a time, the best of some: tokens {name: (B, N)},
+    −1 where free."""
+    parts = []
+    for i in range(0, len(next(iter(given.values()))), rows):
+        some = {m: x[i:i + rows].repeat_interleave(best_of, 0) for m, x in given.items()}
+        n = len(next(iter(some.values())))
+        *_, x = model.generate(*model.start(n, **some), **options)
+        parts.append(take(x, best(model, x, best_of)) if best_of > 1 else x)
+    return {m: torch.cat([x[m] for x in parts]) for m in parts[0]}
+
+
+@torch.no_grad()
+def agreement(model, x):
+    """log p(text | picture) by the model's own reading, in one call: {name: (B, N)} -> (B,)"""
+    free = model.mark_free(x, "text")
+    l = model.net(model.corrupt(x, free, 0.), free, 0.)["text"].log_softmax(-1)
+    return (entry(l, x["text"])[..., 0] * free["text"]).sum(1)
+
+
+def best(model, x, n):
+    """Of every n rows the one that agrees best: {name: (B·n, N)} -> indices (B,)"""
+    score = agreement(model, x).view(-1, n)
+    return score.argmax(1) + n * torch.arange(len(score), device=score.device)
+
+
+def complete(model, text):
+    """Words that are missing (−1), by what the model knows of words alone, when there is no
+    picture yet: (B, N) long -> (B, N) long."""
+    x, free = {"text": text.clamp(min=0).to(model.device)}, {"text": (text < 0).to(model.device)}
+    *_, x = model.generate(x, free, **GAPS | dict(temperature=1.)) if free["text"].any() else [x]
+    return x["text"]
+
+
+def draw(model, texts, **options):
+    """Pictures of B captions: list of B strings -> (B, C, size, size) in [0, 1]."""
+    text = complete(model, model.tokens["text"].encode(texts))
+    return model.tokens["image"].decode(fill(model, DRAW | options, text=text)["image"])
+
+
+def read(model, image, asked=None, **options):
+    """Captions of B pictures, given as tokens (B, I), or what is `asked` about them with the
+    answers: list of B strings -> list of B strings. Given words are heard as steps go by."""
+    kind = model.tokens["text"]
+    text = kind.encode(asked) if asked else torch.full((len(image), kind.length), -1)
+    heard = ((text >= 0) & ~question(text, kind.marks)).any(1) & (text < 0).any(1)
+    for rows, default in ((heard, GAPS), (~heard, READ)):
+        if rows.any():
+            some = dict(text=text[rows], image=image[rows.to(image.device)])
+            text[rows] = fill(model, default | options, **some)["text"].cpu()
+    return kind.decode(text)
+
+
+def write(model, texts, **options):
+    """Fills the blanks of B texts: list of B strings -> list of B strings."""
+    kind = model.tokens["text"]
+    return kind.decode(fill(model, WRITE | options, text=kind.encode(texts))["text"])
+
+
+# ------------------------------------------------------------------------------ pictures and words
+
+UNREADABLE = OSError, ValueError, SyntaxError, Image.DecompressionBombError
+
+
+def open_picture(path):
+    """A picture file, upright, what is transparent on white, in mode L or RGB. It may raise what
+    UNREADABLE names."""
+    with Image.open(path) as file:
+        picture = ImageOps.exif_transpose(file)
+    if picture.mode[0] in "IF":                         # 16 and 32 bits: whatever range it has
+        values = np.asarray(picture, dtype=np.float32)
+        values = (values - values.min()) / max(np.ptp(values), 1e-6)
+        picture = Image.fromarray((255 * values).astype(np.uint8))
+    if "A" in picture.mode or "transparency" in picture.info:
+        picture = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+    return picture.convert("L" if picture.mode in ("1", "L") else "RGB")
+
+
+def middle_square(picture, size, channels):
+    """The middle square of a picture, 1 or 3 channels -> (C, size, size) in [0, 1]."""
+    picture = ImageOps.fit(picture.convert("L" if channels == 1 else "RGB"), (size, size))
+    values = torch.from_numpy(np.array(picture)).view(size, size, channels)
+    return values.permute(2, 0, 1) / 255
 
 
 def training_form(grey, size):
@@ -143,7 +204,7 @@ def training_form(grey, size):
     return torch.from_numpy(np.ascontiguousarray(grey))[None], done
 
 
-def see(path, model):
+def load_picture(path, model):
     """A picture file as the model's training saw them: -> (1, C, size, size); says what was done.
     InputError: it cannot be read."""
     try:
@@ -152,15 +213,58 @@ def see(path, model):
         raise InputError(f"there is no picture {path}") from error
     except UNREADABLE as error:
         raise InputError(f"{path} is no picture that can be read") from error
-    said, size = [f"{picture.width}×{picture.height} {picture.mode}"], model.patches.size
-    if model.hparams.form == "digit":
+    said, patches = [f"{picture.width}×{picture.height} {picture.mode}"], model.tokens["image"]
+    if model.hparams.notes["form"] == "digit":
         grey = np.asarray(picture.convert("L"), dtype=np.float32) / 255
-        image, done = training_form(grey, size)
+        image, done = training_form(grey, patches.size)
     else:
-        image, done = crop(picture, size, model.patches.channels), ["its middle square"]
+        image = middle_square(picture, patches.size, patches.channels)
+        done = ["its middle square"]
     print(f"{path}: {'; '.join(said + done)}")
     return image[None]
 
+
+def encode(model, text, n, drawn):
+    """A text as tokens of n rows (n, N), −1 where free. Where training knew all captions there
+    are, words may be left out and in any order: for a picture that is `drawn` chance chooses one
+    of these captions, else they are free. InputError: unknown words, or too many."""
+    captions, texts = model.hparams.notes["captions"], [text or "___"] * n
+    if captions and "___" not in text and "?" not in text:
+        said = set(re.findall(r"\w+", text.lower()))
+        fitting = [caption for caption in captions if said <= set(caption.split())]
+        if not fitting:
+            words = sorted({word for caption in captions for word in caption.split()})
+            raise InputError(f"'{text}' is not part of a caption such as '{captions[-1]}'; "
+                             f"known are {', '.join(words)}")
+        always = set.intersection(*(set(caption.split()) for caption in captions))
+        texts = random.choices(fitting, k=n) if drawn else [" ".join(
+            word if word in said | always else "___" for word in fitting[0].split())] * n
+    try:
+        return model.tokens["text"].encode(texts)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    except Exception as error:                          # the library of the tokenizer has no other
+        known = " ".join(sorted(model.tokens["text"].tokenizer.get_vocab())[:99])
+        raise InputError(f"a part of '{text}' is unknown; known are {known}") from error
+
+
+def region(name, side):
+    """Which of side × side patches lie in a region such as top or 0:0-2:6: (side²,) bool.
+    InputError: there is no such region."""
+    half, last = side // 2, side - 1
+    named = {"top": f"0:0-{half - 1}:{last}", "bottom": f"{side - half}:0-{last}:{last}",
+             "left": f"0:0-{last}:{half - 1}", "right": f"0:{side - half}-{last}:{last}"}
+    found = re.fullmatch(r"(\d+):(\d+)-(\d+):(\d+)", named.get(name, name))
+    top, left, bottom, right = map(int, found.groups()) if found else (1, 1, 0, 0)
+    if not (top <= bottom < side and left <= right < side):
+        raise InputError(f"--keep {name} has to be top, bottom, left, right or ROW:COL-ROW:COL, "
+                         f"rows and columns of patches from 0 to {last}")
+    inside = torch.zeros(side, side, dtype=torch.bool)
+    inside[top:bottom + 1, left:right + 1] = True
+    return inside.flatten()
+
+
+# ------------------------------------------------------------------------------- what comes of it
 
 def preview(images):
     """Prints as many pictures (B, C, H, W) side by side as fit, two rows of pixels to a line."""
@@ -171,88 +275,27 @@ def preview(images):
         print("".join(" ░▒▓█"[level] for level in line).rstrip())
 
 
-def changes(given):
-    """Whether a picture is given to be changed, not to be read."""
-    return given.keep is not None or given.start is not None
-
-
-def kept(region, side):
-    """Which of side × side patches lie in a region such as top or 0:0-2:6: (side²,) bool.
-    InputError: there is no such region."""
-    half, last = side // 2, side - 1
-    named = {"top": f"0:0-{half - 1}:{last}", "bottom": f"{side - half}:0-{last}:{last}",
-             "left": f"0:0-{last}:{half - 1}", "right": f"0:{side - half}-{last}:{last}"}
-    found = re.fullmatch(r"(\d+):(\d+)-(\d+):(\d+)", named.get(region, region))
-    top, left, bottom, right = map(int, found.groups()) if found else (1, 1, 0, 0)
-    if not (top <= bottom < side and left <= right < side):
-        raise InputError(f"--keep {region} has to be top, bottom, left, right or ROW:COL-ROW:COL, "
-                         f"rows and columns of patches from 0 to {last}")
-    inside = torch.zeros(side, side, dtype=torch.bool)
-    inside[top:bottom + 1, left:right + 1] = True
-    return inside.flatten()
-
-
-def begin(given, model, n):
-    """What is given, and which positions are free: x, free {name: (n, N)}, n rows alike.
-    InputError: this model cannot do that, or nothing is left to fill."""
-    alone, changed, known, text = model.patches is None, changes(given), {}, given.prompt
-    about_pictures = given.image, given.gif, given.best_of > 1, given.guidance not in (None, 1)
-    if alone and any(about_pictures):
-        raise InputError("this model knows texts only: no --image, --gif, --best-of, --guidance")
-    if given.ask:
-        if not model.words.marks:
-            raise InputError("this model has learned no questions; train.py --ask teaches them")
-        text = given.ask.rstrip(" ?") + "? ___"
-    if given.image:
-        image = model.patches.encode(see(given.image, model).to(model.device)).expand(n, -1)
-        preview(model.patches.decode(image[:1]))
-        keep = torch.full_like(image, not changed, dtype=torch.bool)
-        if given.keep:
-            keep |= kept(given.keep, math.isqrt(model.patches.length)).to(keep.device)
-        known["image"] = image.where(keep, -1)
-    if text or not given.image:
-        known["text"] = model.words.encode([text or "___"]).expand(n, -1)
-        if not alone and (changed or not given.image):          # first the words, then the picture
-            known["text"] = model.complete(known["text"])
-    x, free = model.blank(n, **known)
-    if given.image:
-        x["image"] = image
-    if changed and not text:                                    # no caption, no guidance
-        x, free = {"image": x["image"]}, {"image": free["image"]}
-    if not any(f.any() for f in free.values()):
-        raise InputError("all is given, nothing is left to fill: ___ is a blank, --keep and "
-                         "--from change a picture")
-    if given.gif and not free["image"].any():
-        raise InputError("--gif shows how a picture is drawn; this one is given")
-    if "text" not in x and (given.best_of > 1 or given.guidance not in (None, 1)):
-        raise InputError("--best-of and --guidance need a caption")
-    return x, free
-
-
-def marked(pictures, changed, patch, zoom):
+def framed(pictures, changed, patch, zoom):
     """Enlarged pictures (B, C, H, W), in colour, with a frame around patches that changed (B, I)
     -> (B, 3, zoom·H, zoom·W)"""
     B, C, H, W = pictures.shape
     big = F.interpolate(pictures.clamp(0, 1).expand(B, 3, H, W), scale_factor=zoom)
     edge = torch.ones(zoom * patch, zoom * patch, dtype=torch.bool, device=big.device)
     edge[1:-1, 1:-1] = False
-    side = H // patch
-    where = torch.kron(changed.view(B, 1, side, side).long(), edge.long()).bool()
+    where = torch.kron(changed.view(B, 1, H // patch, -1).long(), edge.long()).bool()
     return torch.where(where, torch.tensor([1., 0.5, 0.], device=big.device).view(3, 1, 1), big)
 
 
 def film(states, model, path):
     """Writes a generation as an animation, and a strip of it with the number of changes of every
     patch at its end: path, path_strip.png. -> their names"""
-    images = [state["image"] for state in states]
-    changed = [torch.zeros_like(images[0], dtype=torch.bool),
-               *(a != b for a, b in zip(images, images[1:]))]
-    zoom = max(1, 112 // model.patches.size)
-    frames = [marked(model.patches.decode(x), c, model.patches.patch, zoom)
-              for x, c in zip(images, changed)]
-    frames.append(marked(model.patches.decode(images[-1]), changed[0], model.patches.patch, zoom))
-    rows = math.ceil(len(images[0]) ** 0.5)
-    grids = [make_grid(frame, rows, pad_value=0.3) for frame in frames]
+    patches, images = model.tokens["image"], [state["image"] for state in states]
+    still = torch.zeros_like(images[0], dtype=torch.bool)
+    changed = [still, *(a != b for a, b in zip(images, images[1:])), still]
+    zoom = max(1, 112 // patches.size)
+    frames = [framed(patches.decode(x), c, patches.patch, zoom)
+              for x, c in zip([*images, images[-1]], changed)]
+    grids = [make_grid(frame, math.ceil(len(still) ** 0.5), pad_value=0.3) for frame in frames]
     grids = [Image.fromarray((255 * g).byte().permute(1, 2, 0).cpu().numpy()) for g in grids]
     grids[0].save(path, save_all=True, append_images=grids[1:], loop=0,
                   duration=[max(80, 2400 // len(grids))] * (len(grids) - 1) + [2000])
@@ -267,34 +310,13 @@ def film(states, model, path):
     return path, name
 
 
-def settling(states, words):
-    """Prints the first text as it settles, a dot for every token that will still change."""
-    rows = torch.stack([state["text"][0] for state in states])
-    for i in sorted({round(i * (len(rows) - 1) / 8) for i in range(9)}):
-        settled = rows[i].where((rows[i:] == rows[i]).all(0), -1)
-        line = words.decode(settled[None])[0].replace("\n", "⏎")
-        print(f"{i:4}  {line[:shutil.get_terminal_size().columns - 8]}")
-
-
-def trace(states, path):
-    """Writes every token of every state: a CSV with a line per row, step, modality, position."""
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow("row step modality position token changed".split())
-        for i, (before, now) in enumerate(zip([states[0], *states], states)):
-            for m, x in now.items():
-                for (row, place), token in np.ndenumerate(x.cpu().numpy()):
-                    changed = int(token != before[m][row, place])
-                    writer.writerow([row, i, m, place, token, changed])
-
-
 def show(states, free, model, given):
     """The result: pictures, films, texts, to files and to the terminal. InputError: a file cannot
     be written."""
-    last, gaps = states[-1], "text" in free and bool(free["text"].any())
+    last, words = states[-1], model.tokens["text"]
     try:
         if "image" in free and free["image"].any():
-            pictures = model.patches.decode(last["image"]).clamp(0, 1)
+            pictures = model.tokens["image"].decode(last["image"]).clamp(0, 1)
             preview(pictures)
             save_image(F.interpolate(pictures, scale_factor=4), given.out,
                        nrow=math.ceil(len(pictures) ** 0.5), padding=8, pad_value=0.3)
@@ -302,22 +324,24 @@ def show(states, free, model, given):
         if given.gif:
             print("{}: the generation; {}: the same, changes per patch at the end".format(
                 *film(states, model, given.gif)))
-        if given.trace:
-            trace(states, given.trace)
-            print(f"{given.trace}: every token at every step")
     except OSError as error:
         raise InputError(f"{error.filename or given.out} cannot be written: {error}") from error
-    if gaps and len(states) > 2:
-        settling(states, model.words)
-    if given.ask:
-        print("\n".join(model.words.text(x[f].tolist())
-                        for x, f in zip(last["text"], free["text"])))
-    elif gaps or not given.prompt or (model.words.encode([given.prompt]) < 0).any():
-        print("\n".join(model.words.decode(last["text"]) if "text" in last
-                        else model.read(last["image"])))
+    if "text" not in last:
+        print("\n".join(read(model, last["image"])))
+    elif given.ask:
+        answers = (x[f][None] for x, f in zip(last["text"], free["text"]))
+        print("\n".join(words.decode(answer)[0] for answer in answers))
+    else:
+        for i in sorted({round(i * (len(states) - 1) / 8) for i in range(9)}):
+            if free["text"].any() and len(states) > 2:                  # the first as it settles
+                line = words.decode(states[i]["text"][:1])[0].replace("\n", "⏎")
+                print(f"{i:4}  {line[:shutil.get_terminal_size().columns - 8]}")
+        texts = words.decode(last["text"])
+        print(*(text + "\n" for text in texts if texts != [given.prompt] * len(texts)), sep="",
+              end="")
 
 
-def report(states, free, options):
+def count_changes(states, free, options):
     """Prints the network calls, and how often the free tokens changed."""
     guided = options.get("guidance", 1) != 1
     calls = options["steps"] * (1 + guided * sum(bool(f.any()) for f in free.values()))
@@ -330,29 +354,148 @@ def report(states, free, options):
           f"times on average ({shares})")
 
 
+# ------------------------------------------------------------------------------- the command line
+
+def number(kind, least, most=math.inf):
+    """An argparse type: a finite int or float from least to most."""
+    def parsed(text):
+        value = kind(text)
+        if not (least <= value <= most and math.isfinite(value)):
+            raise argparse.ArgumentTypeError(f"{text} has to be at least {least}"
+                                             + f" and at most {most}" * (most < math.inf))
+        return value
+    parsed.__name__ = kind.__name__
+    return parsed
+
+
+def file(ending):
+    """An argparse type: a name with this ending in a folder that exists."""
+    def parsed(text):
+        path = pathlib.Path(text)
+        if path.suffix.lower() != ending or not path.resolve().parent.is_dir():
+            raise argparse.ArgumentTypeError(f"{text} has to be a name ending in {ending}, in a "
+                                             "folder that exists")
+        return path
+    return parsed
+
+
+def add_generation(parser):
+    """The options of `generate`, as flags; None where the default depends on what is free."""
+    parser.add_argument("--steps", type=number(int, 1), help=f"default: {DRAW['steps']} to draw, "
+                        f"{READ['steps']} to read, {GAPS['steps']} to fill a caption, "
+                        f"{WRITE['steps']} to write")
+    parser.add_argument("--step", choices=[*STEPS, *VELOCITIES], default="race",
+                        help="default: race; a velocity is a step of Euler along it")
+    parser.add_argument("--eta", type=number(float, 0, 1), default=0., help="corrector: share of "
+                        "tokens that every step draws anew (default: 0)")
+    parser.add_argument("--guidance", type=number(float, -math.inf), help="g of u + g(c − u), 1 "
+                        f"is off (default: {DRAW['guidance']:g} to draw, 1 for text)")
+    parser.add_argument("--temperature", type=number(float, 0), help="of x₁ ~ p(x₁ | x_t), 0 is "
+                        f"greedy (default: {DRAW['temperature']:g} to draw, "
+                        f"{READ['temperature']:g} to read, {WRITE['temperature']:g} to write)")
+
+
+def generation(given):
+    """What was given of them, as options of `generate`."""
+    return {name: value for name in ("steps", "step", "eta", "guidance", "temperature")
+            if (value := getattr(given, name)) is not None}
+
+
+def parse(argv=None):
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, prog="sample.py", allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("prompt", nargs="*", help='what to draw, e.g. "a bold slanted seven", '
+                        "or the text to be filled")
+    parser.add_argument("--text", help="the same: a caption, or the text to be filled")
+    parser.add_argument("--image", help="a picture to read or to change: any size, colour or grey")
+    parser.add_argument("--ask", help="a question about the picture")
+    parser.add_argument("--keep", help="part of the picture to keep: top, bottom, left, right or "
+                        "ROW:COL-ROW:COL in patches, counted from 0, both ends included")
+    parser.add_argument("--from", type=number(float, 0, 0.999), dest="start", metavar="T",
+                        help="start from the picture as it is at time T, between 0 (noise) and 1 "
+                        "(untouched)")
+    parser.add_argument("--checkpoint", help="default: the newest under runs/")
+    parser.add_argument("--n", type=number(int, 1),
+                        help="pictures to draw (default: 16), texts to write (1)")
+    parser.add_argument("--best-of", type=number(int, 1), default=1, metavar="N", help="draw N "
+                        "for each, keep the one of which the model itself reads the caption best")
+    add_generation(parser)
+    parser.add_argument("--seed", type=int, help="default: another result every time")
+    parser.add_argument("--out", type=file(".png"), default="samples.png",
+                        help="the picture (default: samples.png)")
+    parser.add_argument("--gif", type=file(".gif"),
+                        help="a film of the generation; beside it a strip, _strip.png")
+    given = parser.parse_args(argv)
+    given.prompt = " ".join(given.prompt + ([given.text] if given.text else []))
+    given.changes = given.keep is not None or given.start is not None
+    if not given.image and (given.ask or given.changes):
+        parser.error("--ask, --keep and --from need a picture, --image")
+    if given.ask and (given.prompt or given.changes):
+        parser.error("--ask goes with a picture alone, without a caption, --keep or --from")
+    return given
+
+
+def begin(given, model, n):
+    """What is given, and which positions are free: x, free {name: (n, N)}, n rows alike.
+    InputError: this model cannot do that, or nothing is left to fill."""
+    patches, known, text = model.tokens.get("image"), {}, given.prompt
+    guided = given.guidance not in (None, 1)
+    if not patches and (given.image or given.gif or given.best_of > 1 or guided):
+        raise InputError("this model knows texts only: no --image, --gif, --best-of, --guidance")
+    if given.ask:
+        if not model.hparams.notes["asks"]:
+            raise InputError("this model has learned no questions; train.py --ask teaches them")
+        text = given.ask.rstrip(" ?") + "? ___"
+    if given.image:
+        image = patches.encode(load_picture(given.image, model).to(model.device)).expand(n, -1)
+        preview(patches.decode(image[:1]))
+        keep = torch.full_like(image, not given.changes, dtype=torch.bool)
+        if given.keep:
+            keep |= region(given.keep, math.isqrt(patches.length)).to(keep.device)
+        known["image"] = image.where(keep, -1)
+    if text or not given.image:
+        drawn = patches and (given.changes or not given.image)  # first the words, then the picture
+        text = encode(model, text, n, drawn)
+        known["text"] = complete(model, text) if drawn else text
+    x, free = model.start(n, **known)
+    if given.image:
+        x["image"] = image                                      # a draft where it is free
+    if given.changes and "text" not in known:
+        del x["text"], free["text"]                             # no caption, no guidance
+    if not any(f.any() for f in free.values()):
+        raise InputError("all is given, nothing is left to fill: ___ is a blank, --keep and "
+                         "--from change a picture")
+    if given.gif and not free["image"].any():
+        raise InputError("--gif shows how a picture is drawn; this one is given")
+    if "text" not in x and (given.best_of > 1 or guided):
+        raise InputError("--best-of and --guidance need a caption")
+    return x, free
+
+
 @command
 def main(argv=None):
     """Fills what is free, and shows it."""
     given = parse(argv)
     warnings.simplefilter("ignore", FutureWarning)      # what libraries plan is no news for users
-    model = Fudoki.open(given.checkpoint)
-    print(f"{model.source}, trained on {model.hparams.data}")
+    model, path = open_model(given.checkpoint)
+    print(f"{path}, trained on {model.hparams.notes['data']}")
     if given.seed is not None:
         L.seed_everything(given.seed, verbose=False)
-    writing, reading = model.patches is None, given.image and not changes(given)
-    x, free = begin(given, model, (given.n or (1 if writing or reading else 16)) * given.best_of)
-    captions = model.GAPS if given.prompt else model.READ       # given words need time to be heard
-    options = model.WRITE if writing else captions if reading else model.DRAW
-    options = options | given.options
+    writing, reading = "image" not in model.tokens, given.image and not given.changes
+    n = given.n or (1 if writing or reading else 16)
+    x, free = begin(given, model, n * given.best_of)
+    default = WRITE if writing else DRAW if not reading else GAPS if given.prompt else READ
+    options = default | generation(given)
     if len(x) == 1:
         options["guidance"] = 1.
-    states = list(tqdm(model.generate(x, free, start=given.start or 0., **options), "steps",
+    states = list(tqdm(model.generate(x, free, t=given.start or 0., **options), "steps",
                        options["steps"] + 1, leave=False, delay=2))
     if given.best_of > 1:
-        best = model.best(states[-1], given.best_of)
-        states, free = [take(state, best) for state in states], take(free, best)
+        rows = best(model, states[-1], given.best_of)
+        states, free = [take(state, rows) for state in states], take(free, rows)
     show(states, free, model, given)
-    report(states, free, options)
+    count_changes(states, free, options)
 
 
 if __name__ == "__main__":

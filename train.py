@@ -19,6 +19,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")     # threads that wait do n
 
 import argparse
 import csv
+import inspect
 import itertools
 import logging
 import math
@@ -37,19 +38,20 @@ import torch.nn.functional as F
 from lightning.pytorch.callbacks import TQDMProgressBar, WeightAveraging
 from lightning.pytorch.loggers import CSVLogger
 from PIL import Image, ImageDraw, ImageFont, ImageOps
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from torch import nn
 from torch.utils.data import DataLoader, RandomSampler
 from torchvision.datasets import MNIST
 from torchvision.utils import save_image
 
-from fudoki import (PATHS, SCHEDULES, TEXTS, UNREADABLE, Fudoki, InputError, Parser, Patches,
-                    Pieces, Vocabulary, command, crop, k_means, nearest, open_picture)
-from sample import add_generation, generation
+from fudoki import LOSSES, PATHS, SCHEDULES, TRUNKS, Fudoki, Patches, Text
+from sample import (DRAW, UNREADABLE, WRITE, InputError, add_generation, command, draw, file,
+                    generation, middle_square, number, open_model, open_picture, read, write)
 
 PRESETS = {         # what they cost and reach: tests/bench/*.csv, README
     "toy": dict(
-        codes=256, patch=4, path="metric", exponent=2.0, normalize=False, schedule="calibrated",
-        width=96, depth=4, heads=3, lr=6e-3, weight_decay=0.01, t_power=3.0, share=0.5, drop=0.1,
+        codes=256, patch=4, path="metric", trunk="blocks", width=96, depth=4, heads=3,
+        loss="cross_entropy", lr=6e-3, weight_decay=0.01, t_power=3.0, share=0.5, drop=0.1,
         ask=0.15, batch=64, steps=2500, max_minutes=math.inf, ema=0.999, val_every=200,
         train_images=60_000, test_images=10_000, drawings=1000, threads=0, seed=0, data="",
         image_size=64, text="", length=128, backbone="", shift=True, freeze=0.0),
@@ -61,12 +63,15 @@ PRESETS = {         # what they cost and reach: tests/bench/*.csv, README
     "ar": dict(backbone="HuggingFaceTB/SmolLM2-135M", lr=3e-4, batch=16),
 }
 TRAINER = dict(accelerator="auto", devices="auto", num_nodes=1, strategy="auto", precision="auto")
+CHOICES = dict(path=PATHS, trunk=TRUNKS, loss=LOSSES, schedule=SCHEDULES)
+LIMITS = dict(batch=(2,), share=(0.01, 0.99), drop=(0, 1), ask=(0, 0.99), freeze=(0, 0.99),
+              t_power=(0.01,), max_minutes=(1e-3,), ema=(0, 1), threads=(0,), seed=(0,))
 HELP = dict(
     codes="size of the codebook of patches", patch="side of a patch in pixels",
-    path=" or ".join(PATHS), exponent="of the distance in the metric path; FUDOKI 4, URSA 2",
-    normalize="L2-normalise the embeddings of the metric path",
-    schedule=" or ".join(SCHEDULES), width="of the transformer", depth="blocks of the transformer",
-    heads="of its attention", lr="peak learning rate", weight_decay="of AdamW",
+    path="from noise to data", exponent="of the distance; FUDOKI 4, URSA 2",
+    normalize="L2-normalise the embeddings", schedule="how fast β grows",
+    trunk="of the network", width="of the trunk", depth="its blocks", heads="of its attention",
+    loss="of a position", lr="peak learning rate", weight_decay="of Muon and AdamW",
     t_power="noise levels of training are t = u^power, u uniform: above 1 more of them are early",
     share="of a batch that is drawn, the rest is read",
     drop="how often pictures and captions go without each other, for guidance",
@@ -85,63 +90,67 @@ HELP = dict(
     backbone="a folder or a name on the Hugging Face hub: the causal language model to start from",
     shift="predict token i from the backbone's state of token i − 1, as it learned to",
     freeze="share of the training in which the backbone's words are kept as they are")
-AT_LEAST_ONE = ("codes", "patch", "width", "depth", "heads", "steps", "val_every", "train_images",
-                "test_images", "drawings", "image_size", "length")
 SIZE = 28           # side of a picture in pixels
 
 
+def options_of(path):
+    """{name: default} of what a path may be told beside its embedding and frequency."""
+    known = inspect.signature(PATHS[path]).parameters.items()
+    return {k: p.default for k, p in known if k not in ("embedding", "frequency")}
+
+
+def add_flag(parser, name, default, note):
+    """A flag for a setting, of the type of its default, within LIMITS or CHOICES."""
+    kind = type(default)
+    least = LIMITS.get(name, (1,) if kind is int else (0,))
+    how = dict(action=argparse.BooleanOptionalAction) if kind is bool else \
+        dict(choices=list(CHOICES[name])) if name in CHOICES else \
+        dict(type=str if kind is str else number(kind, *least))
+    help = f"{HELP.get(name, '')} ({note})"
+    parser.add_argument("--" + name.replace("_", "-"), **how, help=help)
+
+
 def parse(argv=None):
-    """The settings of a run: the preset's, overridden by flags. InputError: a wrong one."""
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", help=f"{', '.join(PRESETS)} (default: toy, folder for --data)")
+    """The settings of a run: the preset's, overridden by flags."""
+    parser = argparse.ArgumentParser(description=__doc__, prog="train.py", allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", choices=PRESETS, help="default: toy, or folder for --data")
     parser.add_argument("--data-dir", help="a folder with MNIST in torchvision's layout, "
                         "<folder>/MNIST/raw; by default it is downloaded to data/")
     parser.add_argument("--resume", action="store_true",
                         help="go on from runs/<preset>/model.ckpt, with its model")
     for name, value in PRESETS["toy"].items():
-        kind = dict(action=argparse.BooleanOptionalAction) if isinstance(value, bool) \
-            else dict(type=type(value))
-        parser.add_argument("--" + name.replace("_", "-"), **kind,
-                            help=HELP[name] + (f" (toy: {value})" if value != "" else ""))
+        add_flag(parser, name, value, f"toy: {value}" if value != "" else "default: none")
+    options = {k: (v, name) for name in PATHS for k, v in options_of(name).items()}
+    for name, (value, path) in options.items():
+        add_flag(parser, name, value, f"of the path {path}: {value}")
     for name, value in TRAINER.items():
         parser.add_argument("--" + name.replace("_", "-"), type=type(value),
                             help=f"of Lightning's Trainer (default: {value})")
     given = {k: v for k, v in vars(parser.parse_args(argv)).items() if v is not None}
     given = {"preset": "folder" if "data" in given else "toy"} | given
-    if given["preset"] not in PRESETS:
-        raise InputError(f"no preset {given['preset']}; {nearest(given['preset'], PRESETS)}")
     text = PRESETS["text"] if "text" in given else {}
     run = argparse.Namespace(**{"data_dir": None} | TRAINER | PRESETS["toy"] | text
                              | PRESETS[given["preset"]] | given)
-    for name, known in (("path", PATHS), ("schedule", SCHEDULES)):
-        value = getattr(run, name)
-        if value not in known:
-            raise InputError(f"no {name} {value}; {nearest(value, known)}")
-    for name in AT_LEAST_ONE:
-        if getattr(run, name) < 1:
-            raise InputError(f"--{name.replace('_', '-')} has to be at least 1")
+    run.path_options = {name: given[name] for name in options if name in given}
+    for name in set(run.path_options) - set(options_of(run.path)):
+        parser.error(f"--{name} is no option of --path {run.path}")
     run.size = run.image_size if run.data else SIZE
     if run.size % run.patch:
-        raise InputError(f"--patch {run.patch} does not divide the picture's side, {run.size}")
+        parser.error(f"--patch {run.patch} does not divide the picture's side, {run.size}")
     if not run.backbone and run.width % (4 * run.heads):
-        raise InputError(f"--width {run.width} is no multiple of 4·heads = {4 * run.heads}")
-    if not (0 < run.share < 1 and run.batch > 1 and run.max_minutes > 0 and run.t_power > 0
-            and 0 <= run.drop <= 1 and 0 <= run.ask < 1 and 0 <= run.freeze < 1):
-        raise InputError("--share has to lie between 0 and 1, --drop, --ask and --freeze from 0 "
-                         "to 1, --batch has to be at least 2, --max-minutes and --t-power above 0")
+        parser.error(f"--width {run.width} is no multiple of 4·heads = {4 * run.heads}")
     if run.text and (run.data or run.preset not in ("text", "ar")):
-        raise InputError("--text goes with --preset text or --preset ar, and without --data")
+        parser.error("--text goes with --preset text or --preset ar, and without --data")
     if run.backbone and run.path == "mask":
-        raise InputError("--path mask needs a token that the backbone does not have")
+        parser.error("--path mask needs a token that the backbone does not have")
     return run
 
 
 # ------------------------------------------------------------------------- digits with captions
 
 DIGITS = "zero one two three four five six seven eight nine".split()
-SLOTS = [["thin", "bold"], ["upright", "slanted"], DIGITS]
-QUESTIONS = [[["what"], ["digit?"], DIGITS], *(
-    [["is"], [word], ["no", "yes"]] for word in ("bold?", "slanted?"))]
+WEIGHTS, SLANTS = ("thin", "bold"), ("upright", "slanted")
 BOLD, SLANTED = 0.13, 0.25          # mean pixel; tangent of the slant, 14 degrees
 
 
@@ -155,11 +164,11 @@ def captions(images, digits):
     y = y - ((ink * y).sum((1, 2)) / mass)[:, None, None]
     slant = -(ink * x * y).sum((1, 2)) / (ink * y * y).sum((1, 2)).clamp(min=1e-6)
     rows = zip((ink.mean((1, 2)) > BOLD).tolist(), (slant > SLANTED).tolist(), digits.tolist())
-    return [f"a {SLOTS[0][bold]} {SLOTS[1][slanted]} {DIGITS[d]}" for bold, slanted, d in rows]
+    return [f"a {WEIGHTS[bold]} {SLANTS[slanted]} {DIGITS[d]}" for bold, slanted, d in rows]
 
 
 def questions(caption):
-    """What may be asked about a picture of this caption, with the answer: the three QUESTIONS."""
+    """What may be asked about a picture of this caption, with the answer: three."""
     digit = caption.split()[-1]
     return [f"what digit? {digit}", *(
         f"is {word}? {'yes' if word in caption else 'no'}" for word in ("bold", "slanted"))]
@@ -270,7 +279,7 @@ def right(texts, truth):
     return digit / len(texts), whole / len(texts)
 
 
-def agreement(texts, truth):
+def same_words(texts, truth):
     """The shares of texts that are right altogether, and of the words of truth in their place."""
     whole = sum(a == b for a, b in zip(texts, truth)) / len(truth)
     words = [(x == y) for a, b in zip(texts, truth)
@@ -278,15 +287,50 @@ def agreement(texts, truth):
     return whole, sum(words) / max(1, len(words))
 
 
-def vocabulary(text):
+def words_of(text):
     """The words of a text, in lower case."""
     return re.findall(r"[^\W\d_]+", text.lower())
 
 
+def tokenizer(texts, characters=False, end=()):
+    """A tokenizer, as JSON, of the words and punctuation marks of some texts, in lower case, or of
+    their characters. What they do not have is an error; `end` is another word, the last one."""
+    made, split = Tokenizer(models.WordLevel()), pre_tokenizers.Whitespace()
+    made.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
+    made.decoder = decoders.Sequence([              # a space before a word that is not the first
+        decoders.Replace(Regex(r"^(?=\w)"), " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    if characters:
+        split = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+        made.normalizer, made.decoder = normalizers.NFC(), decoders.Fuse()
+    made.pre_tokenizer = split
+    words = {word for text in texts
+             for word, _ in split.pre_tokenize_str(made.normalizer.normalize_str(text))}
+    known = {word: i for i, word in enumerate([*sorted(words), *end])}
+    made.model = models.WordLevel(known, unk_token="<unknown>")
+    return made.to_str()
+
+
 # ---------------------------------------------------------- all data: digits, folders, long texts
 
+def k_means(points, k, rounds=20):
+    """At most k centres of points (N, D) by Lloyd's rounds -> (≤ k, D), no two alike. The first is
+    0, the blank patch, and the blank points are its own; an empty centre starts again at random,
+    and one that is empty at the end is left out."""
+    points = points[points.abs().sum(-1) > 0]
+    centres = points[torch.randint(len(points), (k,))]
+    for _ in range(rounds + 1):
+        centres[0] = 0
+        nearest = torch.cat([torch.cdist(p, centres).argmin(-1) for p in points.split(8192)])
+        count, used = torch.bincount(nearest, minlength=k)[:, None], centres
+        total = torch.zeros_like(centres).index_add_(0, nearest, points)
+        again = points[torch.randint(len(points), (k,))]
+        centres = torch.where(count > 0, total / count.clamp(min=1), again)
+    return used[(count[:, 0] > 0) | (torch.arange(k) == 0)]
+
+
 class Rows(torch.utils.data.Dataset):
-    """Tokens {name: (N, L)}; rows leave as one batch, without a loop."""
+    """Tokens {name: (N, L)}; rows leave as one batch, without a loop. Windows of a stream may
+    overlap: they are a view of it."""
 
     def __init__(self, **tokens):
         self.tokens = tokens
@@ -298,76 +342,66 @@ class Rows(torch.utils.data.Dataset):
         return {m: tokens[rows] for m, tokens in self.tokens.items()}
 
 
-class Windows(torch.utils.data.Dataset):
-    """Windows of `length` tokens of a stream (N,), one every `stride`."""
-
-    def __init__(self, stream, length, stride=1):
-        self.windows = stream.unfold(0, length, stride)
-
-    def __len__(self):
-        return len(self.windows)
-
-    def __getitems__(self, rows):
-        return {"text": self.windows[rows]}
-
-
 def load_backbone(name, shift):
-    """A pretrained model and tokenizer. -> options of `Fudoki`, the tokenizer's JSON and its
-    closing token. InputError: it cannot be had."""
+    """A pretrained model and tokenizer. -> options of `Fudoki`; of `Text` the tokenizer's JSON,
+    its closing token and the embedding. InputError: it cannot be had."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging as quiet
     quiet.set_verbosity_error()
     quiet.disable_progress_bar()
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        words = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         model = AutoModelForCausalLM.from_pretrained(
             name, trust_remote_code=False, use_safetensors=True, dtype="float32")
-        json = tokenizer.backend_tokenizer.to_str()
+        json = words.backend_tokenizer.to_str()
     except (OSError, ValueError, AttributeError, ImportError, KeyError, RuntimeError) as error:
         raise InputError(f"the backbone {name} cannot be loaded; it has to be the folder of a "
                          "causal language model with safetensors and tokenizer.json, or the name "
                          "of one on the Hugging Face hub, which needs a network") from error
-    end = tokenizer.eos_token_id
+    end = words.eos_token_id
     if end is None:
         raise InputError(f"the tokenizer of the backbone {name} has no token that ends a text")
-    start = end if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    start = end if words.bos_token_id is None else words.bos_token_id
     config = {k: v for k, v in model.config.to_dict().items()
               if k not in ("_name_or_path", "architectures", "transformers_version")}
-    return dict(backbone=[config, start, shift], pretrained=model), json, end
+    options = dict(trunk="backbone", pretrained=model,
+                   trunk_options=dict(config=config, start=start, shift=shift))
+    return options, json, end, F.normalize(model.get_input_embeddings().weight.detach())
 
 
-OF_MODEL = ("path exponent normalize schedule width depth heads lr weight_decay t_power share "
-            "drop freeze").split()
+def make(run, tokens, frequency, notes, **backbone):
+    """A new model with the settings of a run."""
+    trunk = {k: getattr(run, k) for k in ("width", "depth", "heads")}
+    settings = "path path_options loss lr weight_decay t_power share drop freeze".split()
+    return Fudoki(tokens, frequency, notes=notes, **dict(trunk=run.trunk, trunk_options=trunk)
+                  | backbone | {k: getattr(run, k) for k in settings})
 
 
 class Pictures:
     """Data: pictures with captions; what a kind of them adds is where they are from, `report`,
-    `words` and `examples`, captions that are drawn at every validation."""
+    `text` (the arguments of Text), `notes` and `examples`, captions drawn at every validation."""
 
     def build(self, run):
         """A new model whose codebook, words and schedules fit the data."""
         images, n = self.train[0], run.size // run.patch
         some = images[torch.randperm(len(images))[:8000 * 49 // n ** 2]]
-        patches = F.unfold(some, run.patch, stride=run.patch).transpose(1, 2).flatten(0, 1)
-        image = [run.codes, run.patch, run.size, images.shape[1]]
-        codebook = k_means(patches, run.codes)
-        tokens = Patches(*image, codebook=codebook).encode(some)
-        frequency = {"image": torch.bincount(tokens.flatten(), minlength=run.codes)}
-        options, text = {}, self.words
+        patches = F.unfold(some, run.patch, stride=run.patch).mT.flatten(0, 1)
+        image = [k_means(patches, run.codes), run.patch, run.size, images.shape[1]]
+        codes = Patches(*image).encode(some).flatten()
+        frequency = {"image": torch.bincount(codes, minlength=len(image[0]))}
+        options, text = {}, self.text
         if run.backbone:
-            options, json, end = load_backbone(run.backbone, run.shift)
-            ids = Pieces(json, math.inf, end, True).encode(self.examples)
-            text = ["pieces", json, ids.shape[1], end, True]
-            size = options["pretrained"].get_input_embeddings().num_embeddings
-            frequency["text"] = torch.bincount(ids.flatten(), minlength=size)
-        return Fudoki(text, image, data=self.origin, form=self.form, codebook=codebook,
-                      frequency=frequency, **options, **{k: getattr(run, k) for k in OF_MODEL})
+            options, json, end, embedding = load_backbone(run.backbone, run.shift)
+            words = Text(json, math.inf, end).encode(self.examples)
+            text = [json, words.shape[1], end, False, embedding]
+            frequency["text"] = torch.bincount(words.flatten(), minlength=len(embedding))
+        return make(run, dict(text=text, image=image), frequency, self.notes, **options)
 
     def rows(self, model, images, labels):
         """Tokens of pictures and captions, and the captions."""
-        image = model.patches.encode(images.to(model.device))
-        texts = self.captions(model.patches.decode(image).cpu(), labels)
-        return Rows(text=model.words.encode(texts), image=image.cpu()), texts
+        image = model.tokens["image"].encode(images.to(model.device))
+        texts = self.captions(model.tokens["image"].decode(image).cpu(), labels)
+        return Rows(text=model.tokens["text"].encode(texts), image=image.cpu()), texts
 
     def tokens(self, model):
         """Training and validation rows."""
@@ -377,26 +411,29 @@ class Pictures:
 
     def sample(self, model, path):
         """Draws the examples: path.png."""
-        save_image(model.draw(self.examples[:40]), path.with_suffix(".png"), nrow=10)
+        save_image(draw(model, self.examples[:40]), path.with_suffix(".png"), nrow=10)
 
 
 class Digits(Pictures):
     """MNIST, or digits rendered with a font, captioned by a rule."""
-    form, captions = "digit", staticmethod(captions)
-    examples = [f"a {a} {b} {c}" for a in SLOTS[0] for b in SLOTS[1] for c in DIGITS]
+    captions = staticmethod(captions)
+    examples = [f"a {a} {b} {c}" for a in WEIGHTS for b in SLANTS for c in DIGITS]
 
     def __init__(self, run):
         self.train, self.test, self.origin = load_digits(run)
         self.ask = 0. if run.backbone else run.ask
-        self.words = ["words", SLOTS, *(QUESTIONS if self.ask else [])]
+        asked = [text for caption in self.examples for text in questions(caption) if self.ask]
+        self.text = [tokenizer(self.examples + asked), 4]
+        self.notes = dict(data=self.origin, form="digit", captions=self.examples,
+                          asks=self.ask > 0)
 
     def tokens(self, model):
         """Training and validation rows; in the share `ask` of training a question is asked."""
         seen, held = super().tokens(model)
         picked = torch.randperm(len(seen))[:int(len(seen) * self.ask)]
         if len(picked):
-            texts = model.words.decode(seen.tokens["text"][picked])
-            seen.tokens["text"][picked] = model.words.encode(
+            texts = model.tokens["text"].decode(seen.tokens["text"][picked])
+            seen.tokens["text"][picked] = model.tokens["text"].encode(
                 [random.choice(questions(text)) for text in texts])
         return seen, held
 
@@ -409,13 +446,13 @@ class Digits(Pictures):
         judge = Judge().fit(*self.train)
         rows, truth = self.rows(model, images, digits)
         tokens = rows.tokens["image"].to(model.device)
-        decoded = model.patches.decode(tokens).cpu()
+        decoded = model.tokens["image"].decode(tokens).cpu()
         real, real_seen = judge(decoded)
-        options = dict(step="race", eta=0.) | model.DRAW | options
+        options = dict(step="race", eta=0.) | DRAW | options
         begin = time.time()
-        drawn = model.draw(truth[:n], **options).cpu()
+        drawn = draw(model, truth[:n], **options).cpu()
         middle = time.time()
-        read = model.read(tokens)
+        texts = read(model, tokens)
         end = time.time()
         features, drawn_seen = judge(drawn)
         calls = options["steps"] * (1 if options["guidance"] == 1 else 2)
@@ -427,7 +464,8 @@ class Digits(Pictures):
             ("drawing, {steps} {step} steps, g {guidance:g}, T {temperature:g}, η {eta:g}".format(
                 **options), *right(captions(drawn, drawn_seen), truth[:n]),
              frechet(features, real[n:]), len(drawn) / (middle - begin), calls),
-            ("reading, steps 1, greedy", *right(read, truth), nan, len(read) / (end - middle), 1),
+            ("reading, steps 1, greedy", *right(texts, truth), nan, len(texts) / (end - middle),
+             1),
             *self.answers(model, tokens, truth)]
 
     def answers(self, model, tokens, truth):
@@ -436,15 +474,15 @@ class Digits(Pictures):
             return []
         right_ones = []
         for texts in zip(*map(questions, truth)):
-            read = model.read(tokens, [text.rpartition(" ")[0] for text in texts])
-            right_ones.append(right(read, texts)[0])
+            asked = [text.rpartition(" ")[0] + " ___" for text in texts]
+            right_ones.append(right(read(model, tokens, asked), texts)[0])
         nan, all_three = math.nan, sum(right_ones) / len(right_ones)
         return [("answers, digit and all, greedy", right_ones[0], all_three, nan, nan, 1)]
 
 
 class Folder(Pictures):
     """Pictures and captions of a user: a folder with a metadata.csv."""
-    form, captions = "crop", staticmethod(lambda images, texts: texts)
+    captions = staticmethod(lambda images, texts: texts)
 
     def __init__(self, run):
         images, texts = load_folder(run)
@@ -453,29 +491,33 @@ class Folder(Pictures):
         n = max(1, len(images) // 10)
         self.train, self.test = (images[n:], texts[n:]), (images[:n], texts[:n])
         self.origin = f"the folder {pathlib.Path(run.data).resolve().name}"
-        lists = [Vocabulary.split(text) for text in texts]
-        self.words = ["vocabulary", sorted(set(itertools.chain(*lists))), max(map(len, lists)) + 1]
+        json = tokenizer(texts, end=["<end>"])
+        words = Text(json, math.inf)
+        end = len(words.embedding) - 1
+        self.text = [json, max(len(words.ids(text)) for text in texts) + 1, end]
         self.examples = list(dict.fromkeys(texts))
+        self.notes = dict(data=self.origin, form="square", captions=None,
+                          asks=any("?" in text for text in texts))
 
     def report(self, model, run, options):
         """How many captions of held-out pictures are read right, and what the model itself reads
         in its drawings of these captions."""
         rows, texts = self.rows(model, *self.test)
-        truth = model.words.decode(rows.tokens["text"])
+        truth, patches = model.tokens["text"].decode(rows.tokens["text"]), model.tokens["image"]
         begin = time.time()
         asked = ["".join(text.rpartition("?")[:2]) + " ___" for text in texts]
-        read = model.read(rows.tokens["image"], asked)
+        texts_read = read(model, rows.tokens["image"], asked)
         middle = time.time()
-        drawn = model.draw(texts, **options)
+        drawn = draw(model, texts, **options)
         end = time.time()
-        seen = model.read(model.patches.encode(drawn), asked)
-        error = (model.patches.decode(rows.tokens["image"].to(model.device)).cpu() - self.test[0])
+        again = read(model, patches.encode(drawn), asked)
+        error = patches.decode(rows.tokens["image"]) - self.test[0]
         columns = "captions", "words", "images/s", "PSNR"
         return columns, [
             ("tokeniser", math.nan, math.nan, math.nan,
              -10 * math.log10(error.square().mean().clamp(min=1e-10))),
-            ("reading", *agreement(read, truth), len(read) / (middle - begin), math.nan),
-            ("drawing, read by the model itself", *agreement(seen, truth),
+            ("reading", *same_words(texts_read, truth), len(texts) / (middle - begin), math.nan),
+            ("drawing, read by the model itself", *same_words(again, truth),
              len(drawn) / (end - middle), math.nan)]
 
 
@@ -493,7 +535,7 @@ def load_folder(run):
     pictures, texts = [], []
     for number, row in enumerate(rows, 2):
         name, text = row.get("file_name"), row.get("text")
-        if not (name and text and Vocabulary.split(text)):
+        if not (name and text and re.search(r"\w", text)):
             raise InputError(f"{folder / 'metadata.csv'}, line {number}: file_name or text is "
                              "missing")
         if not (folder / name).resolve().is_relative_to(folder.resolve()):
@@ -510,7 +552,7 @@ def load_folder(run):
         raise InputError(f"{folder} has {len(pictures)} pictures that can be read; at least 20 "
                          "are needed")
     channels = 1 if all(picture.mode == "L" for picture in pictures) else 3
-    return torch.stack([crop(picture, run.size, channels) for picture in pictures]), texts
+    return torch.stack([middle_square(picture, run.size, channels) for picture in pictures]), texts
 
 
 class Corpus:
@@ -528,72 +570,96 @@ class Corpus:
             text = "\n\n".join(topics[name] for name in sorted(topics))
             self.origin = "the documentation text that ships with Python"
         cut = len(text) * 9 // 10
-        self.alphabet, self.train, self.test = sorted(set(text)), text[:cut], text[cut:]
+        self.train, self.test = text[:cut], text[cut:]
         if len(self.test) < 10 * run.length:
             raise InputError(f"the text has {len(text)} characters; --length {run.length} needs "
                              f"at least {100 * run.length}")
 
     def build(self, run):
         """A new model whose words and schedule fit the data."""
-        options, text = {}, ["characters", "".join(self.alphabet), run.length]
-        size = len(self.alphabet)
+        options, embedding, self.end = {}, None, None
         if run.backbone:
-            options, json, end = load_backbone(run.backbone, run.shift)
-            text = ["pieces", json, run.length, end, False]
-            size = options["pretrained"].get_input_embeddings().num_embeddings
-        frequency = torch.bincount(stream(TEXTS[text[0]](*text[1:]), self.train), minlength=size)
-        return Fudoki(text, data=self.origin, frequency={"text": frequency}, **options,
-                      **{k: getattr(run, k) for k in OF_MODEL})
+            options, json, self.end, embedding = load_backbone(run.backbone, run.shift)
+        else:
+            json = tokenizer(set(self.train + self.test), characters=True)
+        text = [json, run.length, None, True, embedding]
+        words = Text(*text)
+        frequency = torch.bincount(self.stream(words, self.train), minlength=len(words.embedding))
+        notes = dict(data=self.origin, captions=None, asks=False, end=self.end)
+        return make(run, {"text": text}, {"text": frequency}, notes, **options)
+
+    def stream(self, words, text):
+        """A long text as tokens (N,); a backbone's closing token stands between its documents."""
+        if self.end is None:
+            return torch.tensor(words.ids(text))
+        documents = (words.ids(part.strip()) for part in text.split("<|endoftext|>"))
+        return torch.tensor([token for ids in documents for token in (*ids, self.end)])
 
     def tokens(self, model):
         """Training windows, which begin anywhere, and held-out ones, side by side."""
-        seen, held = (stream(model.words, text) for text in (self.train, self.test))
-        length = model.words.length
-        held = Windows(held, length, length)
-        return (Windows(seen, length),
-                torch.utils.data.Subset(held, range(min(200, len(held)))))
+        self.end, length = model.hparams.notes["end"], model.tokens["text"].length
+        seen, held = (self.stream(model.tokens["text"], text) for text in (self.train, self.test))
+        return (Rows(text=seen.unfold(0, length, 1)),
+                Rows(text=held.unfold(0, length, length)[:200]))
 
     def sample(self, model, path):
         """Writes four windows: path.txt."""
-        texts = "\n\n----\n\n".join(model.write(["___"] * 4))
+        texts = "\n\n----\n\n".join(write(model, ["___"] * 4))
         path.with_suffix(".txt").write_text(texts, encoding="utf-8")
 
     def report(self, model, run, options):
         """Cross-entropy of held-out text by t, and how many of the words that the model writes
         occur in the training text, beside the same share of held-out text."""
         held = self.tokens(model)[1]
-        known, rows = set(vocabulary(self.train)), []
-        written = model.write(["___"] * 32, **options)
+        known, rows = set(words_of(self.train)), []
+        written = write(model, ["___"] * 32, **options)
         for t in torch.linspace(0.05, 0.95, 10).tolist():
             losses = []
             for i in range(0, len(held), 20):
-                x_1 = {"text": held.dataset.windows[i:i + 20].to(model.device)}
+                x_1 = {"text": held.tokens["text"][i:i + 20].to(model.device)}
                 with torch.no_grad():
-                    losses.append(model.loss(x_1, model.only(x_1, "text"), t)[0].item())
+                    losses.append(model.loss(x_1, model.mark_free(x_1, "text"), t)[0].item())
             rows.append((f"held-out cross-entropy at t = {t:.2f}", sum(losses) / len(losses)))
         for what, texts in (("held-out", [self.test]), ("written", written)):
-            words = [word for text in texts for word in vocabulary(text)[1:-1]]
+            words = [word for text in texts for word in words_of(text)[1:-1]]
             share = sum(word in known for word in words) / max(1, len(words))
             rows.append((f"share of {what} words that the training text has", share))
         return ("value",), rows
 
 
-def stream(words, text):
-    """A long text as tokens (N,); a backbone's `end` stands between its documents."""
-    if words.end is None:
-        return torch.tensor(words.ids(text))
-    documents = (words.ids(part.strip()) for part in text.split("<|endoftext|>"))
-    return torch.tensor([token for ids in documents for token in (*ids, words.end)])
-
-
 # ------------------------------------------------------------------------------------ the training
 
-class Bar(TQDMProgressBar):
-    """Lightning's progress bar without the number of the log."""
+def orthogonal(g):
+    """About U Vᵀ of g = U S Vᵀ, by five Newton–Schulz rounds: (m, n) -> (m, n)."""
+    if len(g) > g.shape[1]:
+        return orthogonal(g.T).T
+    x = g / g.norm().clamp(min=1e-7)
+    for _ in range(5):                  # a polynomial that takes all of (0, 1] to .7 … 1.2
+        a = x @ x.T
+        x = 3.4445 * x + (2.0315 * a @ a - 4.7750 * a) @ x
+    return x
 
-    def get_metrics(self, trainer, model):
-        """Loss and accuracy."""
-        return {k: v for k, v in super().get_metrics(trainer, model).items() if k != "v_num"}
+
+class Muon(torch.optim.AdamW):
+    """AdamW, but a group with `matrices` goes along U Vᵀ of its momentum U S Vᵀ: as far in each
+    direction, also in those of which a gradient has little (K. Jordan et al., 2024), by the length
+    of a step of AdamW's (2502.16982). In float32: few CPUs are made for PyTorch's, in bfloat16."""
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        with torch.enable_grad():
+            loss = closure() if closure else None
+        for group in (group for group in self.param_groups if group["matrices"]):
+            for p in (p for p in group["params"] if p.grad is not None):
+                if not self.state[p]:           # AdamW, when restored, wants all to have a step
+                    self.state[p].update(step=torch.tensor(0.), m=torch.zeros_like(p))
+                m = self.state[p]["m"].lerp_(p.grad, 0.05)
+                length = 0.2 * max(p.shape) ** 0.5
+                p.mul_(1 - group["lr"] * group["weight_decay"])
+                p.sub_(orthogonal(p.grad.lerp(m, 0.95)), alpha=group["lr"] * length)
+                p.grad = None                                   # AdamW passes it by
+        super().step()
+        return loss
 
 
 class Keep(L.Callback):
@@ -602,7 +668,7 @@ class Keep(L.Callback):
 
     def __init__(self, data, run, folder):
         self.data, self.run, self.folder, self.fresh = data, run, folder, not run.resume
-        self.signal, self.handlers, self.first = None, {}, math.inf
+        self.signal, self.handlers, self.resumed_at = None, {}, math.inf
 
     def state_dict(self):
         """How the model was made, which `score` wants to know from its checkpoint."""
@@ -613,7 +679,7 @@ class Keep(L.Callback):
         self.signal, self.trainer.should_stop = number, True
 
     def on_train_start(self, trainer, model):
-        self.trainer, self.first = trainer, trainer.global_step
+        self.trainer, self.resumed_at = trainer, trainer.global_step
         self.handlers = {n: signal.signal(n, self.stop) for n in (signal.SIGINT, signal.SIGTERM)}
 
     def on_train_batch_end(self, trainer, model, outputs, batch, index):
@@ -674,15 +740,17 @@ def fit(model, data, run, folder):
         val_check_interval=run.val_every, check_val_every_n_epoch=None, num_sanity_val_steps=0,
         enable_model_summary=False, enable_checkpointing=False, log_every_n_steps=50,
         logger=CSVLogger(folder, "log"),
-        callbacks=[Bar(refresh_rate=10), keep, WeightAveraging(use_buffers=False, avg_fn=average)])
+        callbacks=[TQDMProgressBar(refresh_rate=10), keep,
+                   WeightAveraging(use_buffers=False, avg_fn=average)])
     same = dict(collate_fn=lambda batch: batch)
     sampler = RandomSampler(seen, num_samples=run.steps * run.batch)
     loaders = (DataLoader(seen, run.batch, sampler=sampler, **same),
                DataLoader(held, max(1, len(held) // 10), **same))
     begin, resume = time.time(), folder / "model.ckpt" if run.resume else None
+    model.optimizer = Muon
     trainer.fit(model, *loaders, ckpt_path=resume, weights_only=True)
     model.to(trainer.strategy.root_device).eval()       # Lightning hands it back on the CPU
-    return keep, max(0, trainer.global_step - keep.first) * run.batch / (time.time() - begin)
+    return keep, max(0, trainer.global_step - keep.resumed_at) * run.batch / (time.time() - begin)
 
 
 def report(model, data, run, options, file, **same):
@@ -726,40 +794,38 @@ def dataset(run):
 
 
 def parse_score(argv):
-    """What is to be scored, and how. InputError: a value that cannot be."""
-    parser = Parser(prog="train.py score", description=score.__doc__)
+    """What is to be scored, and how."""
+    parser = argparse.ArgumentParser(prog="train.py score", description=score.__doc__,
+                                     allow_abbrev=False)
     parser.add_argument("checkpoint", nargs="?", help="default: the newest under runs/")
     add_generation(parser)
     for name in ("data-dir", "data", "text"):
         parser.add_argument("--" + name, help="where its data are, if not where they were")
-    parser.add_argument("--drawings", type=int, help="images drawn (default: as in training)")
+    parser.add_argument("--drawings", type=number(int, 1),
+                        help="images drawn (default: as in training)")
     parser.add_argument("--seed", type=int, help="of the report (default: that of the training)")
-    parser.add_argument("--csv", type=pathlib.Path, help="adds the report to this file")
-    given = parser.parse_args(argv)
-    if given.csv and not given.csv.resolve().parent.is_dir():
-        raise InputError(f"--csv {given.csv} has to be in a folder that exists")
-    given.options = generation(given)
-    return given
+    parser.add_argument("--csv", type=file(".csv"), help="adds the report to this file")
+    return parser.parse_args(argv)
 
 
 def score(argv):
     """The report of a checkpoint with any options of generation, without training."""
     given = parse_score(argv)
-    model = Fudoki.open(given.checkpoint)
-    saved = torch.load(model.source, map_location="cpu", weights_only=True)
+    model, path = open_model(given.checkpoint)
+    saved = torch.load(path, map_location="cpu", weights_only=True)
     if not saved["callbacks"].get("Keep"):
-        raise InputError(f"{model.source} is of an older version, which did not save its settings")
+        raise InputError(f"{path} is of an older version, which did not save its settings")
     run = argparse.Namespace(**saved["callbacks"]["Keep"])
     for name in ("data_dir", "data", "text", "drawings"):
         setattr(run, name, getattr(given, name) or getattr(run, name))
-    if given.guidance and not model.patches:
+    if given.guidance and "image" not in model.tokens:
         raise InputError("this model knows texts only: no --guidance")
-    options = (model.DRAW if model.patches else model.WRITE) | given.options
+    options = (DRAW if "image" in model.tokens else WRITE) | generation(given)
     quietly(run)
     data = dataset(run)
     run.seed = run.seed if given.seed is None else given.seed
     report(model, data, run, options, given.csv, training_steps=saved["global_step"],
-           checkpoint=model.source, **options, command=" ".join(["python train.py score", *argv]))
+           checkpoint=path, **options, command=" ".join(["python train.py score", *argv]))
 
 
 @command
@@ -777,9 +843,9 @@ def train(argv):
         raise InputError(f"nothing to go on from: there is no {folder / 'model.ckpt'}")
     quietly(run)
     data = dataset(run)
-    model = Fudoki.open(folder / "model.ckpt").train() if run.resume else data.build(run)
+    model = open_model(folder / "model.ckpt")[0].train() if run.resume else data.build(run)
     count = sum(p.numel() for p in model.net.parameters())
-    what = " and ".join(f"{n} {m} tokens" for m, n in model.lengths.items())
+    what = " and ".join(f"{kind.length} {m} tokens" for m, kind in model.tokens.items())
     print(f"{data.origin}: {what} in a row; {count / 1e6:.2f} M parameters", flush=True)
     keep, rate = fit(model, data, run, folder)
     if keep.signal:
@@ -794,7 +860,7 @@ def train(argv):
            command=" ".join(["python train.py", *argv]))
     print(f"\n{steps} steps, {minutes:.1f} minutes, {rate:.0f} samples/s in training; model and "
           f"samples are in {folder}. Next:")
-    if model.patches:
+    if "image" in model.tokens:
         save_image(data.test[0][0], folder / "picture.png")
         print(f'  python sample.py "{data.examples[-3:][0]}"\n'
               f"  python sample.py --image {folder / 'picture.png'}")

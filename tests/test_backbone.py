@@ -10,6 +10,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import fudoki
+import sample
+import train
 from fudoki import STEPS, corrupt
 
 STORY = "the cat sat on the mat . the dog ran to the cat ! a red hat was on the dog . " * 30
@@ -32,18 +34,19 @@ def tokenizer():
     return made
 
 
-def model(family="llama", image=True, whole=True, **options):
+def model(family="llama", **options):
     """A model with random weights; pictures of 9 tokens."""
     torch.manual_seed(0)
     config = AutoConfig.for_model(family, **FAMILIES[family]).to_dict()
-    pieces = ["pieces", tokenizer().to_str(), 12, 1, whole]
-    image = [12, 2, 6] if image else None
-    return fudoki.Fudoki(pieces, image, backbone=[config, 0], **options).eval()
+    tokens = {"text": [tokenizer().to_str(), 12, 1, False, torch.randn(60, 8)],
+              "image": [torch.rand(12, 4), 2, 6]}
+    return fudoki.Fudoki(tokens, trunk="backbone", trunk_options=dict(config=config, start=0),
+                         **options).eval()
 
 
 def batch(captions=("the cat sat on the mat", "a dog")):
     g = torch.Generator().manual_seed(1)
-    return {"text": fudoki.Pieces(tokenizer().to_str(), 12, 1, True).encode(captions),
+    return {"text": fudoki.Text(tokenizer().to_str(), 12, 1).encode(captions),
             "image": torch.randint(12, (len(captions), 9), generator=g)}
 
 
@@ -51,9 +54,9 @@ def batch(captions=("the cat sat on the mat", "a dog")):
 def test_a_later_token_changes_every_earlier_output(family):
     net, x = model(family).net, batch()
     free = {m: torch.ones_like(x_m, dtype=torch.bool) for m, x_m in x.items()}
-    before = net(x, free)
+    before = net(x, free, 0.)
     x["image"][:, -1] = (x["image"][:, -1] + 1) % 12
-    after = net(x, free)
+    after = net(x, free, 0.)
     for m in x:
         assert ((after[m] - before[m]).abs().amax(-1) > 1e-7).all(), m
 
@@ -62,11 +65,11 @@ def test_a_later_token_changes_every_earlier_output(family):
 def test_padding_changes_nothing(family):
     net, x = model(family).net, batch()
     free = {"text": torch.zeros_like(x["text"], dtype=torch.bool), "image": x["image"] >= 0}
-    together = net(x, free)["image"]
+    together = net(x, free, 0.)["image"]
     for i, text in enumerate(x["text"]):
         n = text.tolist().index(1) + 1
         alone = net({"text": text[None, :n], "image": x["image"][[i]]},
-                    {"text": free["text"][[i], :n], "image": free["image"][[i]]})["image"]
+                    {"text": free["text"][[i], :n], "image": free["image"][[i]]}, 0.)["image"]
         assert_close(alone[0], together[i], atol=1e-5, rtol=1e-4)
     assert (x["text"][1] == 1).sum() > 2                            # there was padding
 
@@ -82,12 +85,12 @@ def test_token_i_is_predicted_from_the_state_of_the_one_before(family):
     trunk.body.forward = body
     h = torch.randn(2, 5, 32)
     seen = torch.tensor([[True] * 5, [True, True, False, True, True]])
-    out = trunk(h, None, seen)
+    out = trunk(h, None, seen, None)
     assert_close(out[:, 1:], h[:, :-1])
-    assert_close(out[:, 0], trunk.embedding.weight[0].expand(2, -1))
+    assert_close(out[:, 0], trunk.words[0].weight[0].expand(2, -1))
     assert seen_by[0]["position_ids"].tolist() == [[0, 1, 2, 3, 4, 5], [0, 1, 2, 2, 3, 4]]
     trunk.shift = False
-    assert_close(trunk(h, None, seen), h)
+    assert_close(trunk(h, None, seen, None), h)
 
 
 def test_the_pretrained_model_is_what_starts():
@@ -96,13 +99,17 @@ def test_the_pretrained_model_is_what_starts():
     torch.manual_seed(1)
     config = AutoConfig.for_model("llama", **COMMON, tie_word_embeddings=True)
     causal = AutoModelForCausalLM.from_config(config).eval()
-    made = fudoki.Fudoki(["pieces", tokenizer().to_str(), 12, 1, False], pretrained=causal,
-                         backbone=[config.to_dict(), 0]).eval()
-    out = made.net({"text": torch.tensor([[7]])}, {"text": torch.tensor([[False]])})["text"]
+    words = causal.get_input_embeddings().weight
+    made = fudoki.Fudoki({"text": [tokenizer().to_str(), 12, None, True, words.detach()]},
+                         pretrained=causal, trunk="backbone",
+                         trunk_options=dict(config=config.to_dict(), start=0)).eval()
+    free = {"text": torch.tensor([[False]])}
+    out = made.net({"text": torch.tensor([[7]])}, free, 0.)["text"]
     # it has seen what follows
     assert (out - causal(torch.tensor([[0]])).logits).abs().max() > 1e-6
-    words = causal.get_input_embeddings().weight
-    assert_close(made.paths["text"].embedding, torch.nn.functional.normalize(words))
+    assert_close(made.paths["text"].embedding, words)
+    free["text"][:] = True                                      # the mark disturbs nothing yet
+    assert_close(made.net({"text": torch.tensor([[7]])}, free, 0.)["text"], out)
     assert made.net.head["text"].weight is made.net.input["text"].weight is words
 
 
@@ -112,10 +119,10 @@ def test_a_checkpoint_needs_nothing_else(family, tmp_path):
     hyper = dict(first.hparams)
     torch.save({"state_dict": first.state_dict(), "hyper_parameters": hyper,
                 "pytorch-lightning_version": "2.6.6"}, tmp_path / "model.ckpt")
-    again = fudoki.Fudoki.open(tmp_path / "model.ckpt").cpu()
-    x, free = again.blank(2, text=again.words.encode(["the cat sat"] * 2))
-    assert again.read(batch()["image"])
-    for a, b in zip(first.net(x, free).values(), again.net(x, free).values()):
+    again = sample.open_model(tmp_path / "model.ckpt")[0].cpu()
+    x, free = again.start(2, text=again.tokens["text"].encode(["the cat sat"] * 2))
+    assert sample.read(again, batch()["image"])
+    for a, b in zip(first.net(x, free, 0.).values(), again.net(x, free, 0.).values()):
         assert_close(a, b)
 
 
@@ -123,14 +130,14 @@ def test_freeze_keeps_the_words_of_the_backbone_for_a_while():
     made = model(freeze=0.3, lr=1e-2).train()
     made.log_dict = lambda *args, **kwargs: None
     made.trainer = types.SimpleNamespace(estimated_stepping_batches=5)
-    setup = made.configure_optimizers()
+    (optimizer,), (schedule,) = made.configure_optimizers()
     for moves in (False, False, True, True):
         before = {k: v.clone() for k, v in made.net.named_parameters()}
         made.training_step(batch(["the cat sat", "a dog", "the red hat"] * 2), 0).backward()
-        setup["optimizer"].step()
-        setup["lr_scheduler"]["scheduler"].step()
+        optimizer.step()
+        schedule["scheduler"].step()
         moved = {k for k, v in made.net.named_parameters() if (v != before[k]).any()}
-        words = {"trunk.body.embed_tokens.weight", "trunk.head.weight"}
+        words = {"trunk.body.embed_tokens.weight", "trunk.words.1.weight"}
         assert words & moved == (words if moves else set())
         assert "head.image.weight" in moved and "trunk.body.layers.0.mlp.up_proj.weight" in moved
 
@@ -138,50 +145,68 @@ def test_freeze_keeps_the_words_of_the_backbone_for_a_while():
 def test_bfloat16_works_with_a_mask():
     made, x = model(), batch()
     with torch.autocast("cpu", torch.bfloat16):
-        loss, _ = made.loss(x, made.only(x, "image"))
+        loss, _ = made.loss(x, made.mark_free(x, "image"))
     loss.backward()
-    assert torch.isfinite(loss) and made.net.trunk.embedding.weight.grad.isfinite().all()
+    assert torch.isfinite(loss) and made.net.trunk.words[0].weight.grad.isfinite().all()
 
 
 # ------------------------------------------------------------------------------------------- texts
 
-def test_pieces_round_trip_and_end():
-    pieces = fudoki.Pieces(tokenizer().to_str(), 12, 1, True)
-    tokens = pieces.encode(["the cat sat on the mat", "a dog"])
-    assert pieces.decode(tokens) == ["the cat sat on the mat", "a dog"]
+def test_captions_of_a_language_models_tokenizer_end():
+    text = fudoki.Text(tokenizer().to_str(), 12, 1)
+    tokens = text.encode(["the cat sat on the mat", "a dog"])
+    assert text.decode(tokens) == ["the cat sat on the mat", "a dog"]
     assert (tokens == 1).any(1).all() and tokens[1, -1] == 1
-    part = fudoki.Pieces(tokenizer().to_str(), 12, 1, False)
+    part = fudoki.Text(tokenizer().to_str(), 12, window=True)
     assert part.encode(["a dog"]).tolist() == [[t for t in tokens[1].tolist() if t != 1]]
 
 
-@pytest.mark.parametrize("text, blanks, length", [
+def test_a_foreign_tokenizer_neither_cuts_nor_fills_up():
+    made = tokenizer()
+    made.enable_truncation(2)
+    made.enable_padding(length=9)
+    text = fudoki.Text(made.to_str(), 30, 1)
+    assert text.decode(text.encode(["the cat sat on the mat"])) == ["the cat sat on the mat"]
+    assert len(text.ids("a")) == 1
+
+
+def characters(alphabet, length):
+    return fudoki.Text(train.tokenizer(alphabet, characters=True), length, window=True)
+
+
+@pytest.mark.parametrize("text, gaps, length", [
     ("abc ___", 4, 8), ("a___c", 3, 5), ("a____", 7, 8), ("___", 8, 8), ("a_b", 0, 3)])
-def test_blanks(text, blanks, length):
-    tokens = fudoki.Characters("abc _", 8).encode([text])
-    assert tokens.shape == (1, length) and (tokens == -1).sum() == blanks
+def test_gaps(text, gaps, length):
+    tokens = characters("abc _", 8).encode([text])
+    assert tokens.shape == (1, length) and (tokens == -1).sum() == gaps
 
 
-def test_a_blank_in_a_caption_is_a_word():
-    words = fudoki.Vocabulary(["a", "dot", "red"], 5)
+def test_characters_come_back_as_they_were():
+    text = "Two words,\n\tand MORE? \u00e9"
+    kind = characters(text, 30)
+    assert kind.decode(kind.encode([text])) == [text] and kind.marks == []
+
+
+def test_a_gap_in_a_caption_is_a_word():
+    words = fudoki.Text(train.tokenizer(["a", "dot", "red"], end=["<end>"]), 5, 3)
     assert words.encode(["a ___ dot", "a ___ ___ dot", "a ___"]).tolist() == \
         [[0, -1, 1, 3, 3], [0, -1, -1, 1, 3], [0, -1, -1, -1, -1]]
 
 
 def test_texts_that_cannot_be():
-    for text, says in (("abx", "no character 'x'"), ("a" * 9, "9 tokens, 8 fit")):
-        with pytest.raises(fudoki.InputError, match=says):
-            fudoki.Characters("abc", 8).encode([text])
-    with pytest.raises(fudoki.InputError, match="unknown word 'bleu'; did you mean blue"):
-        fudoki.Vocabulary(["blue", "dot"], 4).encode(["bleu dot"])
+    for text, says in (("abx", "WordLevel error"), ("a" * 9, "9 tokens, 8 fit")):
+        with pytest.raises(Exception, match=says):
+            characters("abc", 8).encode([text])
 
 
 def test_all_padding_together_weighs_as_one_token():
-    words = fudoki.Vocabulary(["a", "red", "dot"], 9)
-    made = fudoki.Fudoki(["vocabulary", ["a", "red", "dot"], 9], width=16, depth=1, heads=1)
-    x = {"text": words.encode(["dot", "a red dot a red dot"])}
-    weight = made.weight(x, made.only(x, "text"))["text"]
-    assert_close(weight, torch.tensor([[1., 1] + [1 / 5] * 5, [1.] * 7]))
-    given = made.only(x)
+    """Two captions of a batch: one has five tokens of padding, the other none."""
+    words = [train.tokenizer(["a", "red", "dot"], end=["<end>"]), 9, 3]
+    made = fudoki.Fudoki({"text": words}, trunk_options=dict(width=16, depth=1, heads=1))
+    x = {"text": made.tokens["text"].encode(["dot", "a red dot a red dot"])}
+    weight = made.weight(x, made.mark_free(x, "text"))["text"]
+    assert_close(weight, torch.tensor([[1 / 3, 1 / 3] + [1 / 15] * 5, [1 / 7] * 7]))
+    given = made.mark_free(x)
     assert made.weight(x, given)["text"].sum() == 0
 
 

@@ -43,11 +43,15 @@ def here(smoke, monkeypatch):
 
 
 def complaint(capsys, main, *arguments):
-    """The one line of stderr with which main ends."""
+    """The last line of stderr with which main ends; before it stands nothing but the usage."""
     capsys.readouterr()
-    assert main([str(a) for a in arguments]) == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1 and error.startswith(f"{main.__module__}.py: "), error
+    try:
+        assert main([str(a) for a in arguments]) == 2
+    except SystemExit as end:
+        assert end.code == 2
+    *usage, error = capsys.readouterr().err.splitlines()
+    assert error.startswith(f"{main.__module__}.py") and all(
+        line.startswith(" ") for line in usage[1:]), (usage, error)
     return error
 
 
@@ -71,18 +75,18 @@ def test_smoke_learns_and_reports(smoke):
 def test_checkpoint_holds_all_of_the_averaged_model(here):
     path = Path("runs/smoke/model.ckpt")
     saved = torch.load(path, weights_only=True)
-    model = fudoki.Fudoki.open()
-    assert model.source == path and not model.training
+    model, found = sample.open_model()
+    assert found == path and not model.training
     for k, v in model.state_dict().items():
         assert torch.equal(v.cpu(), saved["state_dict"][k]), k
     raw = saved["current_model_state"]
     assert any((raw[k] != v).any() for k, v in saved["state_dict"].items())
-    made = fudoki.Fudoki(**saved["hyper_parameters"])           # the codebook is no hyperparameter
+    made = fudoki.Fudoki(**saved["hyper_parameters"])
     made.load_state_dict(saved["state_dict"])
     assert torch.equal(made.net.input["image"].vectors, model.paths["image"].embedding.cpu())
     torch.manual_seed(0)                                        # the last grid again: same weights
     texts = train.Digits.examples
-    save_image(model.draw(texts), here / "again.png", nrow=10)
+    save_image(sample.draw(model, texts), here / "again.png", nrow=10)
     grid = sorted(here.glob("runs/smoke/samples/*.png"))[-1]
     again, grid = (np.asarray(Image.open(path)) for path in (here / "again.png", grid))
     assert (again == grid).mean() > 0.999
@@ -105,7 +109,7 @@ def test_a_signal_leaves_a_checkpoint_and_resume_goes_on(no_judge, tmp_path, mon
     assert train.main(["--preset", "smoke", *TINY, "--steps", "20", "--resume"]) == 0
     ended = torch.load(path, weights_only=True)
     assert ended["global_step"] == 20 and not (tmp_path / "runs/smoke/previous.ckpt").exists()
-    codebooks = [run["state_dict"]["patches.codebook"] for run in (stopped, ended)]
+    codebooks = [run["hyper_parameters"]["tokens"]["image"][0] for run in (stopped, ended)]
     assert torch.equal(*codebooks)
     # only reports
     assert train.main(["--preset", "smoke", *TINY, "--steps", "20", "--resume"]) == 0
@@ -145,18 +149,17 @@ def test_scores_with_other_options_add_up(here, no_judge):
 
 
 def test_the_real_has_as_many_pictures_as_the_drawing_and_neither_is_measured_on_itself(
-        here, no_judge):
+        here, no_judge, monkeypatch):
     """A model that draws exactly the test images: its Fréchet distance is that of the real ones,
     of which the others are as many parts."""
-    class Copy(fudoki.Fudoki):
-        def draw(self, texts, **options):
-            where = [seen.index(text) for text in texts]
-            return self.patches.decode(image[where])
+    def copy(model, texts, **options):
+        return model.tokens["image"].decode(image[[seen.index(text) for text in texts]])
     run = train.parse(["--preset", "smoke", "--drawings", "200", "--test-images", "400"])
-    data, model = train.dataset(run), fudoki.Fudoki.open("runs/smoke/model.ckpt").cpu()
+    data, model = train.dataset(run), sample.open_model("runs/smoke/model.ckpt")[0].cpu()
     rows, seen = data.rows(model, *data.test)
-    image, model.__class__ = rows.tokens["image"], Copy
-    model.read = lambda tokens, asked=None: asked or seen
+    image = rows.tokens["image"]
+    monkeypatch.setattr(train, "draw", copy)
+    monkeypatch.setattr(train, "read", lambda model, tokens, asked=None: asked or seen)
     _, (_, ceiling, drawing, *_) = data.report(model, run, {})
     assert 0 < ceiling[3] and 0 < drawing[3]
 
@@ -239,9 +242,9 @@ def test_draw_with_every_step_and_words_left_out(here, capsys, step):
 
 def test_a_picture_is_changed_where_it_is_not_kept(here, capsys):
     """The kept patches come out as they went in, all others are drawn anew."""
-    model = fudoki.Fudoki.open("runs/smoke/model.ckpt")
+    model = sample.open_model("runs/smoke/model.ckpt")[0]
     digit = torch.from_numpy(np.array(Image.open(PICTURE).convert("L")))[None, None] / 255
-    decoded = model.patches.decode(model.patches.encode(digit))[0, 0]
+    decoded = model.tokens["image"].decode(model.tokens["image"].encode(digit))[0, 0]
     for region, kept in (("top", np.s_[:14]), ("right", np.s_[:, 14:]), ("1:0-2:3", np.s_[7:21])):
         arguments = ["--image", PICTURE, "--keep", region, "bold upright two", "--n", "1"]
         assert sample.main([*arguments, "--out", "kept.png", "--seed", "1"]) == 0
@@ -254,18 +257,18 @@ def test_a_picture_is_changed_where_it_is_not_kept(here, capsys):
     assert len(re.findall(r"^a \w+ \w+ \w+$", capsys.readouterr().out, re.M)) == 2
 
 
+def changes(said):
+    """How often a token changed, as the command says."""
+    return float(re.search(r"a token changed ([\d.]+) times on average", said)[1])
+
+
 def test_a_later_start_changes_less(here, capsys):
-    share = []
+    found = []
     for start in ("0.1", "0.95"):
-        arguments = ["--image", PICTURE, "--from", start, "bold upright two", "--n", "1"]
-        arguments += ["--out", f"from{start}.png", "--trace", "t.csv", "--seed", "1"]
-        assert sample.main(arguments) == 0
-        rows = [row for row in csv.DictReader(open("t.csv")) if row["modality"] == "image"]
-        assert len(rows) == 16 * 5 and {row["step"] for row in rows} == set("01234")
-        share.append(sum(int(row["changed"]) for row in rows))
-        for a, b in zip(rows, rows[16:]):                        # … of the step before
-            assert (a["token"] != b["token"]) == bool(int(b["changed"]))
-    assert share[1] < share[0]
+        arguments = ["--image", PICTURE, "--from", start, "bold upright two", "--n", "4"]
+        assert sample.main([*arguments, "--out", f"from{start}.png", "--seed", "1"]) == 0
+        found.append(changes(capsys.readouterr().out))
+    assert found[1] < found[0] - 0.3
 
 
 def test_nothing_given_draws_a_picture_and_its_caption(here, capsys):
@@ -276,7 +279,7 @@ def test_nothing_given_draws_a_picture_and_its_caption(here, capsys):
 
 
 def test_film_strip_and_count_of_changes(here, capsys):
-    arguments = "a bold upright two --n 4 --seed 1 --gif film.gif --trace t.csv --eta 0.2"
+    arguments = "a bold upright two --n 4 --seed 1 --gif film.gif --eta 0.2"
     assert sample.main(arguments.split()) == 0
     said, film = capsys.readouterr().out, Image.open("film.gif")
     assert film.n_frames == 6  # five states, and the last without marks
@@ -288,19 +291,25 @@ def test_film_strip_and_count_of_changes(here, capsys):
               for r, g, b in (frame.transpose(2, 0, 1) for frame in frames)]
     assert orange == [False, True, True, True, True, False] and (frames[0] != frames[4]).any()
     assert Image.open("film_strip.png").size == (6 * 114 + 2, 4 * 114 + 2)
-    changes = sum(int(row["changed"]) for row in csv.DictReader(open("t.csv")))
-    assert f"a token changed {changes / 64:.1f} times on average" in said
+    assert changes(said) > 1
+
+
+def test_changes_are_counted_where_tokens_are_free(capsys):
+    states = [{"text": torch.tensor([[a, b, 7]])} for a, b in ((0, 0), (1, 0), (2, 0), (2, 1))]
+    sample.count_changes(states, {"text": torch.tensor([[True, True, False]])}, dict(steps=3))
+    said = capsys.readouterr().out
+    assert said == "3 network calls; a token changed 1.5 times on average (once 50%, twice 50%)\n"
 
 
 def test_the_best_of_some_agrees_better_with_its_caption(here, capsys):
     texts, agreement = train.Digits.examples, []
-    model = fudoki.Fudoki.open("runs/smoke/model.ckpt")
+    model = sample.open_model("runs/smoke/model.ckpt")[0]
     for n in (1, 8):
         torch.manual_seed(0)
-        x = model.fill(model.DRAW, best_of=n, text=model.words.encode(texts))
-        assert model.words.decode(x["text"]) == texts
-        agreement.append(model.agreement(x).mean().item())
-    assert agreement[1] > agreement[0] + 0.1
+        x = sample.fill(model, sample.DRAW, best_of=n, text=model.tokens["text"].encode(texts))
+        assert model.tokens["text"].decode(x["text"]) == texts
+        agreement.append(sample.agreement(model, x).mean().item())
+    assert agreement[1] > 0.7 * agreement[0]                    # log p, below 0
     assert sample.main("a bold upright two --n 2 --best-of 3".split()) == 0
     assert "samples.png: 2 pictures" in capsys.readouterr().out
 
@@ -309,11 +318,10 @@ def test_questions_are_learned_and_answered(no_judge, tmp_path, monkeypatch, cap
     monkeypatch.chdir(tmp_path)
     assert train.main(["--preset", "smoke", *TINY, "--steps", "3", "--ask", "0.5"]) == 0
     assert "answers" in capsys.readouterr().out
-    for question in ("What digit?", "is it bold"):
+    for question in ("What digit?", "is bold"):
         assert sample.main(["--image", PICTURE, "--ask", question, "--steps", "2"]) == 0
         said = capsys.readouterr().out.split("\n")
-        assert re.fullmatch(r" +2  \w+ \w+\? \w+", said[-4])  # as it settles, the question given
-        assert re.fullmatch(r"\w+", said[-3])  # and the answer; three steps know little
+        assert re.fullmatch(r"\w+|\?", said[-3])   # the answer; three steps know little
 
 
 def test_read_any_form_of_a_picture(here, capsys):
@@ -342,16 +350,16 @@ def test_read_any_form_of_a_picture(here, capsys):
 # ------------------------------------------------------------------------------------------ errors
 
 @pytest.mark.parametrize("arguments, says", [
-    ("--preset toyy", "no preset toyy; did you mean toy"),
-    ("--stepz 3", "--stepz; did you mean --steps"),
-    ("--steps 0", "--steps has to be at least 1"), ("--steps x", "invalid int value"),
-    ("--path metrc", "no path metrc; did you mean metric"),
-    ("--schedule x", "known are calibrated, power"),
+    ("--preset toyy", "invalid choice: 'toyy' (choose from"), ("--stepz 3", "--stepz"),
+    ("--steps 0", "0 has to be at least 1"), ("--steps x", "invalid int value"),
+    ("--path metrc", "invalid choice: 'metrc'"), ("--schedule x", "invalid choice: 'x'"),
+    ("--trunk x", "invalid choice: 'x'"), ("--loss x", "invalid choice: 'x'"),
+    ("--path uniform --exponent 2", "--exponent is no option of --path uniform"),
     ("--patch 5", "does not divide"), ("--width 90", "multiple of 4·heads = 12"),
-    ("--share 1.5", "--share"), ("--t-power 0", "--t-power"),
+    ("--share 1.5", "--share"), ("--t-power 0", "--t-power"), ("--batch 1", "at least 2"),
     ("score --csv no/x.csv", "in a folder that exists"),
-    ("score none.ckpt", "no checkpoint none.ckpt"), ("score --step rase", "did you mean race"),
-    ("score --stepz 3", "--stepz; did you mean --step"), ("--resume", "nothing to go on from")])
+    ("score none.ckpt", "no checkpoint none.ckpt"), ("score --step rase", "invalid choice"),
+    ("score --stepz 3", "--stepz"), ("--resume", "nothing to go on from")])
 def test_mistakes_in_training(arguments, says, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert says in complaint(capsys, train.main, *arguments.split())
@@ -359,14 +367,14 @@ def test_mistakes_in_training(arguments, says, capsys, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("arguments, says", [
-    ("'a bold sevn'", "unknown word 'sevn'; did you mean seven"),
-    ("'a thin bold one'", "is no caption: it has one word each of thin|bold"),
-    ("seven --steps 0", "--steps has to be"),
-    ("seven --n 0", "--n has to be"), ("seven --temperature -1", "--temperature has to be"),
-    ("seven --temperature nan", "--temperature has to be"),
-    ("seven --step rase", "did you mean race"),
+    ("'a bold sevn'", "'a bold sevn' is not part of a caption such as"),
+    ("'a thin bold one'", "known are a, bold, eight"),
+    ("seven --steps 0", "--steps: 0 has to be at least 1"),
+    ("seven --n 0", "--n: 0 has"), ("seven --temperature -1", "--temperature: -1 has to be"),
+    ("seven --temperature nan", "--temperature: nan has to be"),
+    ("seven --step rase", "invalid choice: 'rase' (choose from"),
     ("seven --out x.jpg", "ending in .png"), ("seven --out no/x.png", "a folder that exists"),
-    ("seven --guidnce 2", "did you mean --guidance"),
+    ("seven --guidnce 2", "unrecognized arguments: --guidnce"),
     ("seven --checkpoint none.ckpt", "no checkpoint none.ckpt"),
     ("--image none.png", "no picture none.png"),
     ("--image report.png", "no picture that can be read"),
@@ -374,16 +382,15 @@ def test_mistakes_in_training(arguments, says, capsys, tmp_path, monkeypatch):
     ("seven --checkpoint half.ckpt", "damaged"),
     ("seven --checkpoint other.ckpt", "damaged, or no checkpoint"),
     ("'a bold slanted one' --image runs/smoke/picture.png", "nothing is left to fill"),
-    ("one --keep top", "--keep needs a picture, --image"),
-    ("--ask 'what digit'", "--ask needs a picture"),
+    ("one --keep top", "--keep and --from need a picture, --image"),
+    ("--ask 'what digit'", "need a picture, --image"),
     ("--image runs/smoke/picture.png --keep middle", "--keep middle has to be top, bottom, left"),
     ("--image runs/smoke/picture.png --keep 0:0-4:0", "rows and columns of patches from 0 to 3"),
-    ("--image runs/smoke/picture.png --from 1", "--from has to be a time from 0 to below 1"),
+    ("--image runs/smoke/picture.png --from 1", "--from: 1 has to be at least 0 and at most 0."),
     ("--image runs/smoke/picture.png --ask what seven", "--ask goes with a picture alone"),
-    ("seven --eta 1.5", "--eta has to be at least 0 and at most 1"),
-    ("seven --best-of 0", "--best-of has to be"),
-    ("seven --gif film.png", "--gif film.png has to be a name ending in .gif"),
-    ("seven --trace no/x.csv", "exists")])
+    ("seven --eta 1.5", "--eta: 1.5 has to be at least 0 and at most 1"),
+    ("seven --best-of 0", "--best-of: 0 has to be"),
+    ("seven --gif film.png", "--gif: film.png has to be a name ending in .gif")])
 def test_mistakes_in_sampling(arguments, says, capsys, here):
     Path("samples.png").unlink(missing_ok=True)
     shutil.copyfile("runs/smoke/report.csv", "report.png")

@@ -10,22 +10,46 @@ import torch
 from torch.testing import assert_close
 
 import fudoki
-from fudoki import PATHS, SCHEDULES, STEPS, VELOCITIES, corrupt, kinetic_optimal, race
+import train
+from fudoki import (PATHS, SCHEDULES, STEPS, VELOCITIES, corrupt, kinetic_optimal, race,
+                    step_named)
 
 V, N = 6, 100_000
-CASES = [(p, s) for p in PATHS for s in (SCHEDULES if p == "metric" else ["calibrated"])]
+CASES = [(name, options) for name in PATHS for options in (
+    [{"schedule": s} for s in SCHEDULES] if "schedule" in train.options_of(name) else [{}])]
+NAMES = ["-".join([name, *options.values()]) for name, options in CASES]
 GAUSS = torch.randn(V, 3, generator=torch.Generator().manual_seed(3))
 
 
-def make(name, schedule="calibrated", embedding=GAUSS, **options):
-    options = dict(exponent=2., normalize=False) | options
-    return PATHS[name](embedding, schedule=schedule, **options)
+def campbell(path, x_t, x_1, t):
+    """u_t = [ṗ_t(x) − ṗ_t(x_t)]₊ / (S p_t(x_t)), S the number of tokens with p_t > 0 (2402.04997):
+    a velocity from outside of the file."""
+    p_t, dl = fudoki.growth(path, x_t, x_1, t)
+    dp_t = p_t * (dl - (p_t * dl).sum(-1, keepdim=True))
+    S = (p_t > 0).sum(-1, keepdim=True)
+    here = fudoki.entry(p_t, x_t).clamp(min=1e-19)
+    return (dp_t - fudoki.entry(dp_t, x_t)).relu() * (p_t > 0) / (S * here)
 
 
-@pytest.fixture(params=CASES, ids="-".join)
+VELOCITIES["campbell"] = campbell                   # one entry: all of this file tests it
+ALL_STEPS = [*STEPS, *VELOCITIES]
+
+
+def make(name, embedding=GAUSS, **options):
+    return PATHS[name](embedding, **options)
+
+
+@pytest.fixture(params=CASES, ids=NAMES)
 def path(request):
     torch.manual_seed(0)
-    return make(*request.param)
+    name, options = request.param
+    return make(name, **options)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def only_here():
+    yield
+    VELOCITIES.pop("campbell", None)
 
 
 def p(path, x_1, t):
@@ -50,12 +74,10 @@ def assert_drawn(x, expected):
 # ------------------------------------------------------------------------------------------- paths
 
 @pytest.mark.parametrize("embedding", [GAUSS, torch.eye(6), torch.rand(300, 2), torch.ones(4, 2)],
-                         ids=["V=6", "V=D", "V=300", "twins"])
-@pytest.mark.parametrize("name, schedule", CASES)
-def test_a_path_is_a_distribution_at_every_time(name, schedule, embedding):
-    if (embedding == 1).all() and schedule == "calibrated" and name == "metric":
-        embedding = torch.cat([embedding, torch.zeros(1, 2)])       # it needs one distance
-    path = make(name, schedule, embedding)
+                         ids=["V=6", "V=D", "V=300", "all alike"])
+@pytest.mark.parametrize("name, options", CASES, ids=NAMES)
+def test_a_path_is_a_distribution_at_every_time(name, options, embedding):
+    path = make(name, embedding, **options)
     x_1 = torch.arange(4)[:, None]
     for t in [0., 1e-12, 1e-6, 0.01, 0.3, 0.7, 0.99, 1 - 1e-6, 1.]:
         p_t = path.logits(x_1, torch.full((1, 1, 1), t)).softmax(-1)
@@ -66,24 +88,36 @@ def test_a_path_is_a_distribution_at_every_time(name, schedule, embedding):
 def test_ends(path):
     source = torch.stack([p(path, x_1, 0.) for x_1 in range(V)])
     assert (source == source[0]).all()                              # p_0 does not know x₁ …
-    uniform = torch.full((V,), 1 / V)
-    assert_close(source[0], torch.eye(V + 1)[V] if len(path.embedding) > V else uniform)
     for x_1 in range(V):
         assert (p(path, x_1, 1.)[x_1] == 1).all()                   # … and p_1 nothing else
         assert (corrupt(path, torch.full((1000,), x_1), 1.) == x_1).all()
     assert_drawn(corrupt(path, torch.full((N,), 2), 0.), source[0])
 
 
+def test_sources():
+    for name in ("metric", "uniform"):
+        assert_close(p(make(name), 2, 0.), torch.full((V,), 1 / V))
+    assert_close(p(make("mask"), 2, 0.), torch.eye(V + 1)[V])
+
+
+def test_the_answer_grows(path):
+    """P(x_t = x₁) never falls, and just before the end little else is left."""
+    for x_1 in (0, 3):
+        kept = torch.stack([p(path, x_1, t)[x_1] for t in torch.linspace(0, 1, 41)])
+        assert (kept.diff() > -1e-6).all()
+        assert p(path, x_1, 1 - 1e-6)[x_1] > 0.999
+
+
 def test_twins_are_all_that_is_left_at_the_end():
     twins = torch.cat([GAUSS, GAUSS[2:3]])
     for schedule in SCHEDULES:
-        last = p(make("metric", schedule, twins), 2, 1.)
+        last = p(make("metric", twins, schedule=schedule), 2, 1.)
         assert_close(last, torch.tensor([0, 0, .5, 0, 0, 0, .5]))
 
 
 def test_the_released_models_path_and_velocity():
     """exponent 4, normalised, a = .9, c = 3, written out as in the paper."""
-    path, x_1, t = fudoki.MetricPath(GAUSS, exponent=4, schedule="power"), 1, 0.4
+    path, x_1, t = fudoki.MetricPath(GAUSS, exponent=4, normalize=True, schedule="power"), 1, 0.4
     cos = torch.nn.functional.cosine_similarity(GAUSS, GAUSS[x_1:x_1 + 1])
     d = (2 - 2 * cos) ** 2
     beta, growth = 3 * (t / (1 - t)) ** .9, 3 * .9 * (t / (1 - t)) ** (-.1) / (1 - t) ** 2
@@ -97,7 +131,7 @@ def test_the_calibrated_schedule_travels_at_constant_speed():
     """√( E Var_{p_β}[d] ) · dβ/dt is the same at all times, x₁ by its frequency."""
     for embedding in (torch.eye(20), torch.randn(64, 2), torch.randn(64, 8) ** 3):
         frequency = torch.rand(len(embedding)) ** 3
-        path = fudoki.MetricPath(embedding, frequency, exponent=2., normalize=False)
+        path = fudoki.MetricPath(embedding, frequency)
         d = torch.cdist(embedding, embedding).double() ** 2
         beta = path.beta(torch.linspace(0, 1, 21)[1:-1, None]).double()[..., None]     # (19, 1, 1)
         p_t = (-beta * d).softmax(-1)
@@ -113,8 +147,8 @@ def test_the_calibrated_schedule_travels_at_constant_speed():
 
 def test_a_distance_of_zero_or_one_is_the_uniform_mixture():
     """softmax(−β·1[x ≠ x₁]) is the mixture with κ = t if e^−β = (1 − t)/(1 + (V − 1)t)."""
-    uniform, metric = (make(name, embedding=torch.eye(V)) for name in ("uniform", "metric"))
-    del metric.beta
+    uniform, metric = (make(name, torch.eye(V)) for name in ("uniform", "metric"))
+    del metric.beta                                 # a module; a function comes in its place
     metric.beta = lambda t: torch.log((1 + (V - 1) * t) / (1 - t)) / 2      # d = 2 for one-hot
     for t in (0.1, 0.5, 0.9):
         assert_close(p(metric, 3, t), p(uniform, 3, t), atol=1e-6, rtol=1e-4)
@@ -159,6 +193,30 @@ def test_metric_velocity_only_approaches_the_answer():
 
 # ------------------------------------------------------------------------------------------- steps
 
+def test_euler_is_the_frozen_velocity_of_mid_step():
+    """A token leaves with probability 1 − e^−hλ and goes to x with u(x)/λ, u of the middle."""
+    path, t, s, z = make("metric"), 0.2, 0.6, 0
+    u = matrix(path, kinetic_optimal, 1, 0.4)[z].float()
+    leave = 1 - math.exp(-(s - t) * u.sum().item())
+    expected = leave * u / u.sum()
+    expected[z] = 1 - leave
+    x_s = fudoki.euler(path, torch.full((N,), z), torch.full((N,), 1), t, s)
+    assert_drawn(x_s, expected)
+
+
+def test_a_draw_with_u_of_zero_is_possible(monkeypatch):
+    monkeypatch.setattr(torch, "rand_like", torch.zeros_like)
+    assert fudoki.categorical(torch.tensor([[0., 0, 2, 1], [3, 0, 0, 0]])).tolist() == [2, 0]
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_probabilities_that_are_none_are_an_error(bad):
+    with pytest.raises(ValueError, match="not finite"):
+        fudoki.categorical(torch.tensor([[0.5, 0.5], [0.5, bad]]))
+    with pytest.raises(ValueError, match="not finite"):
+        fudoki.sample_x_1(torch.tensor([[0.5, bad]]), 1.)
+
+
 def test_categorical_is_exact_and_never_draws_the_impossible():
     weights = torch.tensor([0., 3., 0., 1e-3, 1., 0.])
     x = fudoki.categorical(weights.expand(N, -1))
@@ -175,14 +233,14 @@ def test_exact_steps_keep_the_marginals(path, step, t, s):
         assert_drawn(x_s, p(path, x_1[0], s))
 
 
-@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("step", ALL_STEPS)
 def test_chains_reach_the_path(path, step):
     """Exact steps after any number of them, the others in the limit of many."""
     def distance(steps, last=0.7):
         x_1 = torch.full((30_000,), 1)
         x = corrupt(path, x_1, 0.)
         for t, s in itertools.pairwise(torch.linspace(0, last, steps + 1)):
-            x = STEPS[step](path, x, x_1, t, s)
+            x = step_named(step)(path, x, x_1, t, s)
         found = torch.bincount(x, minlength=len(path.embedding)) / len(x)
         return (found - p(path, 1, last)).abs().sum().item() / 2
     assert distance(40) < 0.02
@@ -211,11 +269,11 @@ def test_race_of_mixtures_is_known_exactly(name):
     assert_drawn((x_s == 2).long(), torch.stack([1 - reach, reach]))
 
 
-@pytest.mark.parametrize("step", ["race", "euler", "campbell", "corrector"])
+@pytest.mark.parametrize("step", [name for name in ALL_STEPS if name != "renoise"])
 def test_the_mask_path_cannot_revise(step):
     path, revealed, x_1 = make("mask"), torch.full((1000,), 4), torch.full((1000,), 2)
     for t, s in ((0.3, 0.5), (0.9, 1.)):
-        assert (STEPS[step](path, revealed, x_1, t, s) == 4).all()
+        assert (step_named(step)(path, revealed, x_1, t, s) == 4).all()
     assert (fudoki.finish(path, revealed, x_1, 0.9, 1.) == 4).all()
     assert (fudoki.finish(make("metric"), revealed, x_1, 0.9, 1.) == 2).all()
 
@@ -232,8 +290,7 @@ def test_race_bears_the_rarest_random_numbers(u, monkeypatch):
 
 
 @pytest.mark.parametrize("name, velocity", [
-    ("race", "kinetic_optimal"), ("euler", "kinetic_optimal"), ("corrector", "corrector"),
-    ("campbell", "campbell")])
+    ("race", "kinetic_optimal"), ("euler", "kinetic_optimal"), *((v, v) for v in VELOCITIES)])
 def test_tiny_steps_jump_at_the_rate_of_the_velocity(name, velocity):
     path, t, n = make("metric"), 0.4, 1_000_000
     for z in (0, 3):
@@ -241,7 +298,7 @@ def test_tiny_steps_jump_at_the_rate_of_the_velocity(name, velocity):
         h = 0.01 / u.sum().item()
         expected = (u * h).float()
         expected[z] = 1 - expected.sum()
-        x_s = STEPS[name](path, torch.full((n,), z), torch.full((n,), 1), t, t + h)
+        x_s = step_named(name)(path, torch.full((n,), z), torch.full((n,), 1), t, t + h)
         found = torch.bincount(x_s, minlength=V) / n
         bound = 5 * (expected / n).sqrt() + 0.03 * (1 - expected[z])        # first order in h
         assert ((found - expected).abs() < bound).all(), (found, expected)
@@ -268,7 +325,7 @@ def test_race_is_the_race_told_in_plain_loops(monkeypatch):
     assert race(path, x_t, x_1, t, s).tolist() == expected
 
 
-@pytest.mark.parametrize("step", ["corrupt", *STEPS])
+@pytest.mark.parametrize("step", ["corrupt", *ALL_STEPS])
 def test_rows_in_chunks_of_a_batch_are_rows_alone(path, step, monkeypatch):
     """(B, L) with t (B, 1, 1) is each row with its own t: from t = 0 to 1 nothing is chance."""
     monkeypatch.setattr(fudoki, "CHUNK", 3 * V)
@@ -279,14 +336,14 @@ def test_rows_in_chunks_of_a_batch_are_rows_alone(path, step, monkeypatch):
     elif step in ("race", "renoise"):
         x_s = STEPS[step](path, corrupt(path, x_1, 0.), x_1, 0., s)
     else:
-        x_s = STEPS[step](path, x_1, x_1, s / 2, s / 2)     # no time passes: nothing moves
+        x_s = step_named(step)(path, x_1, x_1, (s + 1) / 4, (s + 1) / 4)     # no time passes
         assert (x_s == x_1).all()
     assert x_s.shape == x_1.shape and (x_s[1::2] == x_1[1::2]).all()
     assert step not in ("corrupt", "race", "renoise") or (x_s[::2] != x_1[::2]).any()
 
 
 def test_path_mathematics_is_float32_under_autocast():
-    path, x_1 = make("metric", embedding=torch.randn(64, 8)), torch.full((N,), 5)
+    path, x_1 = make("metric", torch.randn(64, 8)), torch.full((N,), 5)
     with torch.autocast("cpu", torch.bfloat16):
         x_s = race(path, corrupt(path, x_1, 0.3), x_1, 0.3, 0.6)
     assert_drawn(x_s, p(path, 5, 0.6))
@@ -295,7 +352,7 @@ def test_path_mathematics_is_float32_under_autocast():
 def test_memory_is_bounded_for_a_language_models_vocabulary():
     """V = 150,000 and 64 positions at once would be 38 MB an array, 4,096 would be 2.4 GB; rows
     take turns, so that no array is larger than CHUNK numbers or one row."""
-    path = make("uniform", embedding=torch.zeros(150_000, 1))
+    path = make("uniform", torch.zeros(150_000, 1))
     sizes = []
     logits = path.logits
     path.logits = lambda x_1, t: sizes.append(len(x_1) * 150_000) or logits(x_1, t)
@@ -303,3 +360,40 @@ def test_memory_is_bounded_for_a_language_models_vocabulary():
     x = race(path, corrupt(path, x_1, 0.), x_1, 0., 0.5)
     assert x.shape == x_1.shape and max(sizes) <= fudoki.CHUNK
     assert math.isclose((x == x_1).float().mean().item(), 0.5, abs_tol=5 * (0.25 / 64) ** .5)
+
+
+# --------------------------------------------------------------------- from outside of the file
+
+def test_a_misspelt_option_is_an_error():
+    for name in PATHS:
+        with pytest.raises(TypeError, match="exponnent"):
+            PATHS[name](GAUSS, exponnent=2)
+
+
+def test_copies_in_a_codebook_are_at_distance_zero_and_do_not_stop_the_clock():
+    """A codebook of 300 vectors of unit length, each three times, some copies rounded: distances
+    of rounding size are 0, and the schedule is that of the codebook without copies."""
+    once = torch.nn.functional.normalize(torch.randn(300, 8), dim=-1)
+    thrice = torch.cat([once, once + 1e-7 * torch.randn(300, 8), once])
+    path, alone = make("metric", thrice), make("metric", once)
+    d = path.distance(torch.arange(900))
+    assert (d[:300, 300:600].diagonal() == 0).all() and (d[:300, 600:].diagonal() == 0).all()
+    assert (d == 0).sum() == 900 * 3
+    t = torch.linspace(0.1, 0.9, 9)[:, None]
+    assert_close(path.beta(t), alone.beta(t), rtol=0.1, atol=0.1)
+
+
+def test_a_source_of_ones_own():
+    """Noise that is drawn by frequency: p_0 is neither uniform nor [MASK]."""
+    class Frequent(fudoki.Path):
+        def __init__(self, embedding, frequency=None):
+            super().__init__(embedding)
+            self.source = frequency / frequency.sum()
+
+        def logits(self, x_1, t):
+            return torch.log(t * self.one_hot(x_1) + (1 - t) * self.source)
+    path = Frequent(GAUSS, torch.arange(1., V + 1))
+    test_ends(path)
+    test_the_answer_grows(path)
+    test_exact_steps_keep_the_marginals(path, "race", 0.2, 0.6)
+    test_continuity_equation(path, "kinetic_optimal")

@@ -1,11 +1,13 @@
-"""Does a pretrained causal model help a flow? Validation cross-entropy against steps, from its weights
-and from random ones, with the shift and without, and with its words frozen for the first third:
+"""Does a pretrained causal model help a flow? Validation cross-entropy against steps, from its
+weights and from random ones, with the shift and without, and with its words frozen for the first
+third:
 
     python tests/bench/backbone.py --lm FOLDER --text FILE [START …] [--seeds 3]
     python tests/bench/backbone.py --plot
 
-START is pretrained, scratch, noshift, scratch-noshift or frozen (one seed). Three to six minutes each on one core; what is in
-backbone.csv is skipped. Samples of the end go to backbone_samples.csv.
+START is pretrained, scratch, noshift, scratch-noshift or frozen (one seed). Three to six minutes
+each on one core; what is in backbone.csv is skipped. Samples of the end go to
+backbone_samples.csv.
 """
 import os
 
@@ -24,13 +26,16 @@ import torch
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parents[1]))
 import fudoki  # noqa: E402
+import sample  # noqa: E402
 import train  # noqa: E402
 
 STEPS, BATCH, AT = 430, 16, (0, 25, 50, 100, 150, 200, 250, 300, 350, 400, 430)
 CURVES, SAMPLES = HERE / "backbone.csv", HERE / "backbone_samples.csv"
 
-parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-parser.add_argument("starts", nargs="*", default=["pretrained", "scratch", "noshift", "scratch-noshift", "frozen"])
+ALL = ["pretrained", "scratch", "noshift", "scratch-noshift", "frozen"]
+parser = argparse.ArgumentParser(description=__doc__,
+                                 formatter_class=argparse.RawDescriptionHelpFormatter)
+parser.add_argument("starts", nargs="*", default=ALL)
 parser.add_argument("--lm")
 parser.add_argument("--text")
 parser.add_argument("--seeds", type=int, default=3, help="default: 3")
@@ -54,20 +59,20 @@ def study(start, seed, given):
     """One training; all of its rows or none."""
     L.seed_everything(seed, verbose=False)
     torch.set_num_threads(1)
-    run = train.parse(["--preset", "ar", "--backbone", given.lm, "--text", given.text, "--lr", "2e-3",
-                       "--freeze", "0.33" if start == "frozen" else "0",
+    run = train.parse(["--preset", "ar", "--backbone", given.lm, "--text", given.text,
+                       "--lr", "2e-3", "--freeze", "0.33" if start == "frozen" else "0",
                        "--no-shift" if "noshift" in start else "--shift"])
     data = train.Corpus(run)
     model = data.build(run)                             # the metric is the pretrained one's always
     trunk = model.net.trunk
     if "scratch" in start:
-        trunk.load_state_dict(fudoki.Backbone(*model.hparams.backbone).state_dict())
+        trunk.load_state_dict(fudoki.Backbone(**model.hparams.trunk_options).state_dict())
     seen, held = data.tokens(model)
-    held = [held.dataset.windows[:len(held)][i::10] for i in range(10)]
+    held = [held.tokens["text"][i::10] for i in range(10)]
     model.log_dict = lambda *args, **kwargs: None
     model.trainer = SimpleNamespace(estimated_stepping_batches=STEPS)
-    setup = model.configure_optimizers()
-    optimizer, schedule = setup["optimizer"], setup["lr_scheduler"]["scheduler"]
+    (optimizer,), (schedule,) = model.configure_optimizers()
+    schedule = schedule["scheduler"]
     curve, begin, spent = [], time.time(), 0.
     for step in range(STEPS + 1):
         if step in AT:
@@ -77,7 +82,8 @@ def study(start, seed, given):
                 torch.manual_seed(0)
                 for i, windows in enumerate(held):      # each tenth of the windows at its own t
                     x_1 = {"text": windows}
-                    losses.append(model.loss(x_1, model.only(x_1, "text"), (i + 0.5) / 10)[0].item())
+                    free = model.mark_free(x_1, "text")
+                    losses.append(model.loss(x_1, free, (i + 0.5) / 10)[0].item())
             model.train()
             curve.append(dict(start=start, seed=seed, step=step, loss=round(sum(losses) / 10, 4),
                               seconds=round(pause - begin - spent)))
@@ -91,7 +97,8 @@ def study(start, seed, given):
             optimizer.step()
             schedule.step()
     model.eval()
-    append(SAMPLES, [dict(start=start, seed=seed, step=STEPS, text=text) for text in model.write(["___"] * 2)])
+    append(SAMPLES, [dict(start=start, seed=seed, step=STEPS, text=text)
+                     for text in sample.write(model, ["___"] * 2)])
     append(CURVES, curve)
 
 

@@ -19,7 +19,8 @@ import sample  # noqa: E402
 import tables  # noqa: E402
 import train  # noqa: E402
 
-model = fudoki.Fudoki.open("runs/toy/model.ckpt").cpu()
+model = sample.open_model("runs/toy/model.ckpt")[0].cpu()
+words, patches = model.tokens["text"], model.tokens["image"]
 torch.manual_seed(0)
 
 
@@ -30,39 +31,38 @@ def save(images, name, columns):
 
 
 # 1. every caption
-weights, slants, digits = model.words.forms[0]
-save(model.draw([f"{a} {b} {c}" for a in weights for b in slants for c in digits]), "digits.png", 10)
+save(sample.draw(model, train.Digits.examples), "digits.png", 10)
 
 # 2. three generations, from noise to the picture
-x, free = model.blank(3, text=model.words.encode(["bold slanted seven", "thin upright two", "bold upright five"]))
-states = model.generate(x, free, **model.DRAW | dict(steps=9))
-frames = torch.stack([model.patches.decode(state["image"]) for state in states], 1)     # (3, 10, 1, H, W)
+x, free = model.start(3, text=words.encode(
+    ["a bold slanted seven", "a thin upright two", "a bold upright five"]))
+states = list(model.generate(x, free, **sample.DRAW | dict(steps=9)))
+frames = torch.stack([patches.decode(state["image"]) for state in states], 1)   # (3, 10, 1, H, W)
 save(frames.flatten(0, 1), "unfolding.png", 10)
 
 # 3. one picture, kept in its upper half, or edited from t = .25; a film with what changes
-picture = model.patches.encode(train.load_digits(train.parse(sys.argv[1:]))[1][0][:1]).expand(7, -1)
+test = train.load_digits(train.parse(sys.argv[1:]))[1][0][:500]
+picture = patches.encode(test[:1]).expand(7, -1)
 rows = []
-for caption, kept, start in (("a bold upright three", sample.kept("top", 7), 0.),
-                             ("a bold slanted seven", sample.kept("0:0-0:0", 7) & False, 0.25)):
-    x, free = model.blank(7, text=model.words.encode([caption] * 7), image=picture.where(kept, -1))
-    *_, x = model.generate(x | {"image": picture}, free, start=start, **model.DRAW)
+for caption, kept, t in (("a bold upright three", sample.region("top", 7), 0.),
+                         ("a bold slanted seven", sample.region("0:0-0:0", 7) & False, 0.25)):
+    x, free = model.start(7, text=words.encode([caption] * 7), image=picture.where(kept, -1))
+    *_, x = model.generate(x | {"image": picture}, free, t=t, **sample.DRAW)
     rows += [picture[:1], x["image"]]
-save(model.patches.decode(torch.cat(rows)), "fill.png", 8)
-x, free = model.blank(2, text=model.words.encode(["a bold slanted seven", "a thin upright two"]))
-states = list(model.generate(x, free, **model.DRAW | dict(steps=8)))
+save(patches.decode(torch.cat(rows)), "fill.png", 8)
+x, free = model.start(2, text=words.encode(["a bold slanted seven", "a thin upright two"]))
+states = list(model.generate(x, free, **sample.DRAW | dict(steps=8)))
 sample.film(states, model, ROOT / "figures/film.gif")
 
 # 4. P(x_t = x₁) along the paths, x₁ being the tokens of test images
-test = train.load_digits(train.parse(sys.argv[1:]))[1][0][:500]
-x_1 = model.patches.encode(test).flatten()
-codebook = model.patches.codebook
+x_1, codebook = patches.encode(test).flatten(), patches.embedding
 paths = {"metric, calibrated": model.paths["image"],
-         "metric, power law": fudoki.MetricPath(codebook, exponent=2., normalize=False, schedule="power"),
+         "metric, power law": fudoki.MetricPath(codebook, schedule="power"),
          "uniform": fudoki.UniformPath(codebook), "mask": fudoki.MaskPath(codebook)}
 times = torch.linspace(0, 1, 41)
 plt.figure(figsize=(5, 3))
 for (name, path), style in zip(paths.items(), ("-", "--", "-", ":")):
-    kept = [fudoki.at(path.logits(x_1, t.view(1, 1)).softmax(-1), x_1).mean() for t in times]
+    kept = [fudoki.entry(path.logits(x_1, t.view(1, 1)).softmax(-1), x_1).mean() for t in times]
     plt.plot(times, kept, style, label=name)
 plt.xlabel("t")
 plt.ylabel("P(x_t = x₁)")

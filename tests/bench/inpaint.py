@@ -24,9 +24,9 @@ import train
 def halves(model, image, text, region):
     """x and free of pictures of which a region is kept; without one, of captions with a gap."""
     if region == "words":
-        gap = torch.arange(3) == torch.arange(len(text))[:, None] % 3
-        return model.blank(len(text), text=text.where(~gap, -1), image=image)
-    return model.blank(len(text), text=text, image=image.where(sample.kept(region, 7), -1))
+        gap = torch.arange(4) == 1 + torch.arange(len(text))[:, None] % 3
+        return model.start(len(text), text=text.where(~gap, -1), image=image)
+    return model.start(len(text), text=text, image=image.where(sample.region(region, 7), -1))
 
 
 def seam(pictures, region):
@@ -38,9 +38,9 @@ def seam(pictures, region):
 def measure(end, x, free, truth, region, model, judge):
     """The numbers of a row."""
     if region == "words":
-        right = (end["text"] == model.words.encode(truth).to(end["text"].device))[free["text"]]
+        right = (end["text"] == model.tokens["text"].encode(truth))[free["text"]]
         return right[2::3].float().mean().item(), right.float().mean().item(), "", "", ""
-    drawn, real = model.patches.decode(end["image"]), model.patches.decode(x["image"])
+    drawn, real = (model.tokens["image"].decode(tokens["image"]) for tokens in (end, x))
     features, seen = judge(drawn)
     return (*train.right(train.captions(drawn, seen), truth),
             f"{train.frechet(features, judge(real)[0]):.2f}",
@@ -55,7 +55,7 @@ def main():
     judge = study.judge(data)
     for name, model in study.models(given):
         rows, truth = data.rows(model, *(part[:500] for part in data.train))
-        image, moving = rows.tokens["image"], model.moving
+        image, noisy = rows.tokens["image"], model.noisy
         for seed, region, way in itertools.product(range(given.seeds), ("top", "left", "words"),
                                                    ("moving", "still")):
             key = name, region, way, seed
@@ -64,8 +64,8 @@ def main():
             L.seed_everything(seed, verbose=False)
             x, free = halves(model, image, rows.tokens["text"], region)
             x["image"] = image
-            model.moving = moving if way == "moving" else lambda x, free: free
-            *_, end = model.generate(x, free, **model.GAPS if region == "words" else model.DRAW)
+            model.noisy = noisy if way == "moving" else lambda x, free: free
+            *_, end = model.generate(x, free, **sample.GAPS if region == "words" else sample.DRAW)
             table.add(*key, *measure(end, x, free, truth, region, model, judge))
 
 

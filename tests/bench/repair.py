@@ -17,6 +17,7 @@ import study                    # first: it puts the project on the path
 import torch
 
 import fudoki
+import train
 
 WAYS = [("state", 0.5), ("state", 0.9), ("draft", 0.3), ("draft", 0.5), ("draft", 0.7),
         ("told", 0.)]
@@ -30,23 +31,27 @@ def others(x, candidates):
     found = []
     for x_i, c in zip(x.T, candidates):
         place = (x_i[:, None] == c).long().argmax(1)
-        found.append(c[(place + torch.randint(1, len(c), x_i.shape)) % len(c)])
+        found.append(c[(place + torch.randint(1, max(2, len(c)), x_i.shape)) % len(c)])
     return torch.stack(found, 1)
 
 
 def damage(truth, kind, share, model):
     """Which tokens are replaced, and what is there then: (B, N) bool and long."""
     m = kind.split(",")[0]
-    order = torch.rand(truth[m].shape).argsort(1).argsort(1)
-    hit = order < round(share * order.shape[1])
-    slots = [[model.words.token[w] for w in slot] for slot in model.words.forms[0]]
-    candidates = {"image": [torch.arange(len(model.patches.codebook))] * model.patches.length,
-                  "text": [torch.tensor(slot) for slot in slots]}
+    order = torch.rand(truth[m].shape)
+    if m == "text":
+        order[:, 0] = 2.                                            # the article says nothing
+    order, n = order.argsort(1).argsort(1), order.shape[1] - (m == "text")
+    hit = order < round(share * n)
+    words, patches = model.tokens["text"].tokenizer, model.tokens["image"]
+    slots = [["a"], train.WEIGHTS, train.SLANTS, train.DIGITS]
+    candidates = {"image": [torch.arange(len(patches.embedding))] * patches.length,
+                  "text": [torch.tensor([words.token_to_id(w) for w in slot]) for slot in slots]}
     other = others(truth[m], candidates[m])
     if "near" in kind:
-        metric = fudoki.MetricPath(model.patches.codebook, exponent=2., normalize=False)
+        metric = fudoki.MetricPath(patches.embedding)
         l = metric.logits(truth[m], torch.tensor(0.5))
-        other = fudoki.guess(l.masked_fill(metric.one_hot(truth[m]), -torch.inf), 1.)
+        other = fudoki.sample_x_1(l.masked_fill(metric.one_hot(truth[m]), -torch.inf), 1.)
     return hit, torch.where(hit, other, truth[m])
 
 
@@ -54,7 +59,7 @@ def measure(truth, before, end, hit, m, model):
     """repaired, spoiled, left."""
     same, left = end == truth, ""
     if m == "image":
-        real, bad, good = map(model.patches.decode, (truth, before, end))
+        real, bad, good = map(model.tokens["image"].decode, (truth, before, end))
         left = f"{((good - real).square().sum() / (bad - real).square().sum()).item():.4f}"
     spoiled = (~same[~hit]).float().mean().item() if not hit.all() else 0.
     return f"{same[hit].float().mean().item():.4f}", f"{spoiled:.4f}", left
@@ -74,10 +79,10 @@ def main():
             m = kind.split(",")[0]
             L.seed_everything(seed, verbose=False)
             hit, before = damage(truth, kind, share, model)
-            x, free = truth | {m: before}, model.only(truth, m)
+            x, free = truth | {m: before}, model.mark_free(truth, m)
             if way == "told":
                 free[m] = hit
-            *_, end = model.generate(x, free, x_t=x if way == "state" else None, start=t, steps=4,
+            *_, end = model.generate(x, free, x_t=x if way == "state" else None, t=t, steps=4,
                                      temperature=0.)
             table.add(*key, *measure(truth[m], before, end[m], hit, m, model))
 

@@ -18,10 +18,11 @@ import study                    # first: it puts the project on the path
 import torch
 
 import fudoki
+import sample
 import train
 
 KEYS = "checkpoint step steps guidance temperature eta best_of times seed".split()
-DRAW = dict(step="race", **fudoki.Fudoki.DRAW, eta=0., best_of=1, times="even")
+DRAW = dict(step="race", **sample.DRAW, eta=0., best_of=1, times="even")
 
 
 def jump(u, x_t, duration):
@@ -30,18 +31,18 @@ def jump(u, x_t, duration):
     return torch.where(leaves, fudoki.categorical(u), x_t)
 
 
-@fudoki.in_rows
+@fudoki.rowwise
 def released(path, x_t, x_1, t, s):
     if not t[0]:
         return x_t
     return jump(fudoki.kinetic_optimal(path, x_t, x_1, t), x_t, (s - t)[..., 0])
 
 
-@fudoki.in_rows
+@fudoki.rowwise
 def increments(path, x_t, x_1, t, s):
     l_t = path.logits(x_1, t)
-    rise = path.logits(x_1, s) - l_t
-    return jump(l_t.softmax(-1) * (rise - fudoki.at(rise, x_t)).relu(), x_t, 1.)
+    dl = path.logits(x_1, s) - l_t
+    return jump(l_t.softmax(-1) * (dl - fudoki.entry(dl, x_t)).relu(), x_t, 1.)
 
 
 fudoki.STEPS |= {"released": released, "increments": increments}
@@ -67,7 +68,8 @@ def equal_loss(model, tokens):
     """`times` with the same fall of the model's loss in every step."""
     grid = torch.linspace(0, 1, 21)
     with torch.no_grad():
-        loss = [model.loss(tokens, model.only(tokens, "image"), t)[0].item() for t in grid[:-1]]
+        free = model.mark_free(tokens, "image")
+        loss = [model.loss(tokens, free, t)[0].item() for t in grid[:-1]]
     loss = np.minimum.accumulate([*loss, 0.])
     return lambda t, steps: np.interp(np.linspace(loss[0], 0, steps + 1)[::-1], loss[::-1],
                                       grid.numpy()[::-1])[::-1].tolist()
@@ -76,13 +78,13 @@ def equal_loss(model, tokens):
 def run(cell, model, truth):
     """Pictures, changes of a token on average, the share that changed more than once."""
     options = {k: cell[k] for k in ("step", "steps", "guidance", "temperature", "eta")}
-    text = model.words.encode(truth)
+    text = model.tokens["text"].encode(truth)
     if cell["best_of"] > 1:
-        x = model.fill(options, rows=50, best_of=cell["best_of"], text=text)
-        return model.patches.decode(x["image"]), "", ""
-    states = [x["image"] for x in model.generate(*model.blank(len(text), text=text), **options)]
+        x = sample.fill(model, options, rows=50, best_of=cell["best_of"], text=text)
+        return model.tokens["image"].decode(x["image"]), "", ""
+    states = [x["image"] for x in model.generate(*model.start(len(text), text=text), **options)]
     count = sum((a != b).float() for a, b in itertools.pairwise(states))
-    return (model.patches.decode(states[-1]), f"{count.mean().item():.3f}",
+    return (model.tokens["image"].decode(states[-1]), f"{count.mean().item():.3f}",
             f"{(count > 1).float().mean().item():.3f}")
 
 
@@ -98,8 +100,9 @@ def main():
     accuracy = (judge(test[0])[1] == test[1]).float().mean().item()
     for name, model in models.items():
         rows, model.truth = data.rows(model, *(part[:1000] for part in data.train))
-        model.by_loss = equal_loss(model, fudoki.take(rows.tokens, slice(0, 500)))
-        model.ideal, _ = judge(model.patches.decode(model.patches.encode(test[0])))
+        model.evenly = model.times
+        model.by_loss = equal_loss(model, sample.take(rows.tokens, slice(0, 500)))
+        model.ideal, _ = judge(model.tokens["image"].decode(model.tokens["image"].encode(test[0])))
         print(name, "times by loss:", *(f"{t:.3f}" for t in model.by_loss(0, 8)), flush=True)
     for seed, (name, model) in itertools.product(range(given.seeds), models.items()):
         for cell in cells(name):
@@ -108,7 +111,7 @@ def main():
                 continue
             if time.time() > end:
                 return print("time is over; the same command goes on")
-            model.times = model.by_loss if cell["times"] == "loss" else fudoki.Fudoki.times
+            model.times = model.by_loss if cell["times"] == "loss" else model.evenly
             L.seed_everything(seed, verbose=False)
             truth, begin = model.truth[500 * (seed % 2):][:500], time.time()
             drawn, changes, revised = run(cell, model, truth)

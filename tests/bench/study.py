@@ -11,7 +11,7 @@ import lightning as L
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
-import fudoki  # noqa: E402
+import sample  # noqa: E402
 import train  # noqa: E402
 
 
@@ -34,7 +34,7 @@ def models(given):
     """(name, model) of every checkpoint."""
     for argument in given.checkpoints:
         name, path = argument.split("=", 1)
-        yield name, fudoki.Fudoki.open(path).cpu()
+        yield name, sample.open_model(path)[0].cpu()
 
 
 def judge(data):

@@ -18,7 +18,7 @@ import study                    # first: it puts the project on the path
 import torch
 from torch import nn
 
-import fudoki
+import sample
 import train
 
 
@@ -30,14 +30,14 @@ def without_norms(model):
 
 def adamw(model):
     """Lets AdamW have the matrices, too."""
-    setup = model.configure_optimizers
+    configure = model.configure_optimizers
 
-    def configure():
-        found = setup()
-        for group in found["optimizer"].param_groups:
+    def without_matrices():
+        found = configure()
+        for group in found[0][0].param_groups:
             group["matrices"] = False
         return found
-    model.configure_optimizers = configure
+    model.configure_optimizers = without_matrices
 
 
 VARIANTS = {                    # flags, and what is done to the new model
@@ -56,16 +56,17 @@ TIMES = 0.05, 0.25, 0.5, 0.75
 def measure(model, data, judge):
     """The values of a row."""
     rows, truth = data.rows(model, *(part[:1000] for part in data.train))
-    x, ideal = rows.tokens, judge(model.patches.decode(model.patches.encode(data.test[0])))[0]
-    drawn = model.draw(truth)
+    patches = model.tokens["image"]
+    x, ideal = rows.tokens, judge(patches.decode(patches.encode(data.test[0])))[0]
+    drawn = sample.draw(model, truth)
     features, seen = judge(drawn)
     answers = data.answers(model, x["image"], truth)[0]
     with torch.no_grad():
-        losses = [model.loss(x, model.only(x, "image"), t)[0].item() for t in TIMES]
+        losses = [model.loss(x, model.mark_free(x, "image"), t)[0].item() for t in TIMES]
     values = [*train.right(train.captions(drawn, seen), truth),
-              *train.right(model.read(x["image"]), truth), answers[2], *losses]
+              *train.right(sample.read(model, x["image"]), truth), answers[2], *losses]
     return [f"{train.frechet(features, ideal):.1f}",
-            f"{train.frechet(judge(model.patches.decode(x['image']))[0], ideal):.1f}",
+            f"{train.frechet(judge(patches.decode(x['image']))[0], ideal):.1f}",
             *(f"{value:.3f}" for value in values)]
 
 

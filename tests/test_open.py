@@ -1,0 +1,124 @@
+"""What coursework opens, done from outside of fudoki.py: each is one place, or two."""
+import pytest
+import torch
+from test_model import batch, small
+from torch import nn
+from torch.testing import assert_close
+
+import fudoki
+import sample
+import train
+from fudoki import LOSSES, PATHS, STEPS, TRUNKS, VELOCITIES
+
+
+def saved(model, path):
+    """The model after a checkpoint."""
+    torch.save({"state_dict": model.state_dict(), "hyper_parameters": dict(model.hparams),
+                "pytorch-lightning_version": "2.6.6"}, path)
+    return sample.open_model(path)[0].cpu()
+
+
+class Blend(fudoki.Path):
+    """A mixture that goes as fast as its option says, and computes a number from its codebook."""
+
+    def __init__(self, embedding, frequency=None, haste=2., eager=False):
+        super().__init__(embedding)
+        self.size, self.haste = self.embedding.norm().item(), haste
+
+    def logits(self, x_1, t):
+        kept = 1 - (1 - t) ** self.haste
+        return torch.log(kept * self.one_hot(x_1) + (1 - kept) / len(self.embedding))
+
+
+def test_a_path_with_an_option_of_its_own_and_a_number_from_its_codebook(monkeypatch, tmp_path,
+                                                                         capsys):
+    monkeypatch.setitem(PATHS, "blend", Blend)
+    run = train.parse(["--path", "blend", "--haste", "3", "--eager"])
+    assert run.path_options == {"haste": 3., "eager": True}
+    for wrong in (["--path", "blend", "--exponent", "3"], ["--haste", "3"]):
+        with pytest.raises(SystemExit):
+            train.parse(wrong)
+        assert "is no option of --path" in capsys.readouterr().err
+    model = small("blend", path_options=run.path_options)
+    again = saved(model, tmp_path / "model.ckpt")
+    for m in ("text", "image"):
+        assert again.paths[m].haste == 3. and again.paths[m].size == model.paths[m].size
+    *_, end = again.generate(*again.start(2), steps=3)
+    assert end["image"].shape == (2, 9)
+
+
+def test_a_velocity_is_one_entry_and_euler_follows_it(monkeypatch):
+    def hasty(path, x_t, x_1, t):
+        return 100. * fudoki.kinetic_optimal(path, x_t, x_1, t)
+    monkeypatch.setitem(VELOCITIES, "hasty", hasty)
+    assert sample.parse(["seven", "--step", "hasty"]).step == "hasty"
+    x_1, path = torch.full((2000,), 3), PATHS["metric"](torch.randn(6, 3))
+    x_s = fudoki.step_named("hasty")(path, torch.zeros_like(x_1), x_1, 0.3, 0.5)
+    assert (x_s != 0).float().mean() > 0.9
+    *_, end = small().generate(batch(2), small().mark_free(batch(2), "image"), step="hasty")
+    assert end["image"].shape == (2, 9)
+
+
+def test_time_as_an_input_and_a_trunk_of_ones_own(monkeypatch, tmp_path):
+    class Timed(fudoki.Blocks):
+        def __init__(self, **options):
+            super().__init__(**options)
+            self.time = nn.Linear(1, self.width)
+
+        def forward(self, h, places, visible, t):
+            seen.append(t.flatten().tolist())
+            return super().forward(h + self.time(t), places, visible, t)
+    monkeypatch.setitem(TRUNKS, "timed", Timed)
+    assert train.parse(["--trunk", "timed"]).trunk == "timed"
+    seen, x = [], batch(2)
+    model = saved(small(trunk="timed"), tmp_path / "model.ckpt")
+    model.loss(x, model.mark_free(x, "image"), torch.tensor([0.2, 0.7]).view(2, 1, 1))
+    list(model.generate(x, model.mark_free(x, "image"), steps=2, guidance=2.))
+    times = [[0.2, 0.7], [0., 0], [0, 0], [.5, .5], [.5, .5]]
+    assert_close(torch.tensor(seen), torch.tensor(times))
+
+
+def test_a_loss_of_ones_own_trains_and_the_report_compares_cross_entropies(monkeypatch):
+    def late(path, p_1t, x_1, x_t, t):
+        assert p_1t.shape[:2] == x_1.shape == x_t.shape and isinstance(path, fudoki.Path)
+        return t[..., 0] * fudoki.cross_entropy(path, p_1t, x_1, x_t, t)
+    monkeypatch.setitem(LOSSES, "late", late)
+    plain, other, logged = small(drop=0.), small(drop=0., loss="late"), []
+    for model in (plain, other):
+        model.log_dict = lambda values, **kwargs: logged.append(values)
+        torch.manual_seed(0)
+        model.training_step(batch(64), 0)
+        model.validation_step(batch(64), 4)
+    a, b = logged[:len(logged) // 2], logged[len(logged) // 2:]
+    assert b[0]["loss"] < 0.7 * a[0]["loss"]
+    assert [v for v in a[1:]] == [v for v in b[1:]] and len(a) == 5
+
+
+def test_a_step_that_wants_the_posterior(monkeypatch):
+    """Confidence first: of a row's open positions the surest half is filled in, in every step."""
+    @fudoki.rowwise
+    def average(path, x_t, p_1t, t, s):
+        """Rates averaged over x₁ for a mixture: into x at κ̇/(1 − κ) p(x | x_t)."""
+        stay = torch.rand_like(t[..., 0]) > (s - t)[..., 0] / (1 - t)[..., 0]
+        return torch.where(stay, x_t, fudoki.categorical(p_1t))
+
+    def surest(path, x_t, p_1t, t, s):
+        shapes.append(p_1t.shape)
+        mask, (sure, x_1) = len(path.embedding) - 1, p_1t.max(-1)
+        sure = sure.masked_fill(x_t != mask, -1.)
+        order = sure.argsort(1, descending=True).argsort(1)
+        half = order < (x_t == mask).sum(1, keepdim=True) // 2
+        return torch.where(half & (x_t == mask), x_1, x_t)
+    average.posterior = surest.posterior = True
+    monkeypatch.setitem(STEPS, "average", average)
+    monkeypatch.setitem(STEPS, "surest", surest)
+    shapes, x = [], {"image": batch(50)["image"]}
+    free = {"image": torch.arange(9).expand(50, 9) < 8}
+    model = small("mask")
+    *states, end = model.generate(x, free, steps=3, step="surest")
+    assert shapes == [(50, 9, 12)] * 2 and end["image"].max() < 12
+    assert [(state["image"] == 12).sum(1).unique().tolist() for state in states] == [[9], [5], [3]]
+    assert (end["image"] == x["image"])[:, 8].all()             # what is given is certain
+    *states, end = model.generate(x, free, steps=4, step="average")
+    share = (states[2]["image"] == 12).float().mean().item()
+    assert abs(share - 0.5) < 5 * (0.25 / 450) ** 0.5 and end["image"].max() < 12
