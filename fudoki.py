@@ -276,13 +276,13 @@ def step_named(name):
 class Text:
     """Texts as rows of tokens, by a tokenizer of the library `tokenizers`, given as its JSON.
 
-    length: of a row at most; end: the id that closes a text and fills up shorter rows, None if
+    length: of a row at most; eos: the id that closes a text and fills up shorter rows, None if
     all are equally long; window: texts are parts of a long one; embedding (V, D), by default all
     tokens are equally far from each other.
     """
 
-    def __init__(self, json, length, end=None, window=False, embedding=None):
-        self.tokenizer, self.length, self.end = Tokenizer.from_str(json), length, end
+    def __init__(self, json, length, eos=None, window=False, embedding=None):
+        self.tokenizer, self.length, self.eos = Tokenizer.from_str(json), length, eos
         self.tokenizer.no_truncation()
         self.tokenizer.no_padding()
         known = self.tokenizer.get_vocab()
@@ -305,24 +305,24 @@ class Text:
                    (self.ids(part) if n % 2 == 0 else [-1] * (len(part) // self.gap))]
             if goes_on:
                 row += [-1] * (self.length - len(row))
-            elif self.end is not None:
-                row.append(self.end)
+            elif self.eos is not None:
+                row.append(self.eos)
             if len(row) > self.length:
                 raise ValueError(f"'{text[:40]}' has {len(row)} tokens, {self.length} fit in")
             rows.append(row)
         n = max(map(len, rows))
-        return torch.tensor([row + [self.end] * (n - len(row)) for row in rows])
+        return torch.tensor([row + [self.eos] * (n - len(row)) for row in rows])
 
     def decode(self, x):
         """(B, N) long -> list of B strings, each up to its end."""
-        rows = (row[:row.index(self.end)] if self.end in row else row for row in x.tolist())
+        rows = (row[:row.index(self.eos)] if self.eos in row else row for row in x.tolist())
         return [self.tokenizer.decode(row, skip_special_tokens=False) for row in rows]
 
 
 class Patches:
     """Square pictures as rows of square patches, a patch being the nearest entry of a codebook
     (V, channels·patch²), which is the metric's embedding, too, and what the network sees."""
-    end, marks = None, ()
+    eos, marks = None, ()
 
     def __init__(self, codebook, patch, size, channels=1):
         self.embedding, self.patch, self.size, self.channels = codebook, patch, size, channels
@@ -342,9 +342,9 @@ class Patches:
 TOKENS = {"text": Text, "image": Patches}
 
 
-def padding(x, end):
-    """True where `end` stands after another `end`: (B, N) long -> (B, N) bool."""
-    closed = (x == end) if end is not None else torch.zeros_like(x, dtype=torch.bool)
+def padding(x, eos):
+    """True where `eos` stands after another `eos`: (B, N) long -> (B, N) bool."""
+    closed = (x == eos) if eos is not None else torch.zeros_like(x, dtype=torch.bool)
     return closed & F.pad(closed, (1, -1))
 
 
@@ -437,7 +437,7 @@ class Block(nn.Module):
 
 class Blocks(nn.Module):
     """The small trunk: blocks of this file, from scratch."""
-    words = None                                            # it has no words of its own
+    vocabulary = None                                       # no words of its own
 
     def __init__(self, width=96, depth=4, heads=3):
         super().__init__()
@@ -459,23 +459,23 @@ class Backbone(nn.Module):
     """The large trunk: a causal language model of `transformers` that looks both ways.
 
     It has learned to predict token i from the state of token i − 1. With `shift`, so it stays:
-    `start`, its token for the beginning, goes before the first, and the last state is dropped.
+    `bos`, its token for the beginning, goes before the first, and the last state is dropped.
     config: the model's as a dictionary; without `pretrained`, the model, its weights are random.
     """
 
-    def __init__(self, config, start, shift=True, pretrained=None):
+    def __init__(self, config, bos, shift=True, pretrained=None):
         from transformers import AutoConfig, AutoModelForCausalLM
         super().__init__()
         model = pretrained or AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
-        self.body, self.start, self.shift = model.base_model, start, shift
-        self.words = nn.ModuleList([model.get_input_embeddings(), model.get_output_embeddings()])
-        self.width = self.words[0].embedding_dim
+        self.body, self.bos, self.shift = model.base_model, bos, shift
+        self.vocabulary = nn.ModuleList([model.get_input_embeddings(), model.get_output_embeddings()])
+        self.width = self.vocabulary[0].embedding_dim
 
     def forward(self, h, places, visible, t):
         """As of `Blocks`; a position is the number of those before it that mean something."""
         visible = torch.ones_like(h[..., 0], dtype=torch.bool) if visible is None else visible
-        start = self.words[0].weight[self.start].expand(len(h), 1, -1)
-        h, visible = torch.cat([start, h], 1), F.pad(visible, (1, 0), value=True)   # (B, 1+N, …)
+        bos = self.vocabulary[0].weight[self.bos].expand(len(h), 1, -1)
+        h, visible = torch.cat([bos, h], 1), F.pad(visible, (1, 0), value=True)   # (B, 1+N, …)
         mask = torch.zeros_like(visible, dtype=h.dtype)     # one of four dimensions is not made
         mask = mask.masked_fill(~visible, torch.finfo(h.dtype).min)[:, None, None]      # causal
         h = self.body(inputs_embeds=h, attention_mask=mask.expand(-1, 1, h.shape[1], -1),
@@ -492,26 +492,26 @@ class Network(nn.Module):
 
     def __init__(self, tokens, paths, trunk):
         super().__init__()
-        width, self.trunk, self.ends = trunk.width, trunk, {m: k.end for m, k in tokens.items()}
+        width, self.trunk, self.eos = trunk.width, trunk, {m: k.eos for m, k in tokens.items()}
         self.input = nn.ModuleDict({m: INPUTS[m](p.embedding, width) for m, p in paths.items()})
         self.head = nn.ModuleDict({m: nn.Linear(width, len(k.embedding))
                                    for m, k in tokens.items()})
-        self.kind = nn.ParameterDict({m: 0.02 * torch.randn(width) for m in tokens})
+        self.modality = nn.ParameterDict({m: 0.02 * torch.randn(width) for m in tokens})
         self.free = nn.Parameter(0.02 * torch.randn(width))                 # "this is to be found"
-        if trunk.words:                                     # it knows words: do not disturb them
-            self.input["text"].weight, self.head["text"] = trunk.words[0].weight, trunk.words[1]
-            for vector in (self.free, *self.kind.values()):
+        if trunk.vocabulary:                                     # it knows words: do not disturb them
+            self.input["text"].weight, self.head["text"] = trunk.vocabulary[0].weight, trunk.vocabulary[1]
+            for vector in (self.free, *self.modality.values()):
                 nn.init.zeros_(vector)
 
     def forward(self, x, free, t):
         """x, free {name: (B, N)} long, bool; t (B, 1, 1) or a number -> logits of p(x₁ | x_t),
         {name: (B, N, V)}."""
-        h = torch.cat([self.input[m](x[m]) + self.kind[m] + free[m][..., None] * self.free
+        h = torch.cat([self.input[m](x[m]) + self.modality[m] + free[m][..., None] * self.free
                        for m in x], 1)                                      # (B, ΣN, width)
         places = torch.cat([self.input[m].coordinates(x[m].shape[1]) for m in x])
         visible = None                                      # of what is given, all but padding
-        if any(self.ends[m] is not None for m in x):
-            visible = torch.cat([free[m] | ~padding(x[m], self.ends[m]) for m in x], 1)
+        if any(self.eos[m] is not None for m in x):
+            visible = torch.cat([free[m] | ~padding(x[m], self.eos[m]) for m in x], 1)
         t = torch.as_tensor(t, device=h.device, dtype=h.dtype).expand(len(h), 1, 1)
         h = self.trunk(h, places, visible, t).split([x[m].shape[1] for m in x], 1)
         return {m: self.head[m](h_m) for m, h_m in zip(x, h)}               # (B, N, V) each
@@ -565,7 +565,7 @@ class Fudoki(L.LightningModule):
         weighs as one token; then a row's are divided by their sum. {name: (B, N)} float"""
         weight = {}
         for m in x_1:
-            pad = padding(x_1[m], self.tokens[m].end) & free[m]
+            pad = padding(x_1[m], self.tokens[m].eos) & free[m]
             weight[m] = free[m] / torch.where(pad, pad.sum(1, keepdim=True), 1)
         n = sum(w.sum(1, keepdim=True) for w in weight.values()).clamp(min=1e-9)
         return {m: w / n for m, w in weight.items()}
@@ -636,8 +636,8 @@ class Fudoki(L.LightningModule):
 
         late = functools.partial(rate, first=self.hparams.freeze * steps)
         trunk = self.net.trunk
-        words = [*trunk.words.parameters()] if trunk.words else []
-        matrices = [] if trunk.words else [p for p in trunk.parameters() if p.ndim == 2]
+        words = [*trunk.vocabulary.parameters()] if trunk.vocabulary else []
+        matrices = [] if trunk.vocabulary else [p for p in trunk.parameters() if p.ndim == 2]
         others = [p for p in self.parameters() if all(p is not q for q in words + matrices)]
         groups = [{"params": p, "matrices": p is matrices} for p in (others, words, matrices)]
         optimizer = self.optimizer(groups, self.hparams.lr, betas=(0.9, 0.98),
@@ -658,7 +658,7 @@ class Fudoki(L.LightningModule):
         alone = {m: self.net({m: x[m]}, {m: noisy[m]}, t)[m] for m in x if noisy[m].any()}
         return {m: u + guidance * (c[m] - u) for m, u in alone.items()}
 
-    def start(self, n, **given):
+    def to_fill(self, n, **given):
         """x and free of n rows: tokens (n, N) of the given modalities, free where they are −1;
         all others are free altogether."""
         x = {m: given.get(m, torch.full((n, kind.length), -1)).to(self.device)

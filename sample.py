@@ -74,14 +74,14 @@ def open_model(path=None):
     path = pathlib.Path(path or found[-1])
     if not path.is_file():
         raise InputError(f"there is no checkpoint {path}; train one first: python train.py")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        model = Fudoki.load_from_checkpoint(path, map_location=device, weights_only=True)
+        model = Fudoki.load_from_checkpoint(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, EOFError, OSError, RuntimeError, KeyError, TypeError,
             ValueError, AttributeError) as error:
         raise InputError(f"{path} is damaged, or no checkpoint of this version of fudoki") \
             from error
-    return model.eval(), path
+    return model.to(device).eval(), path
 
 
 def take(x, rows):
@@ -96,7 +96,7 @@ def fill(model, options, rows=500, best_of=1, **given):
     for i in range(0, len(next(iter(given.values()))), rows):
         some = {m: x[i:i + rows].repeat_interleave(best_of, 0) for m, x in given.items()}
         n = len(next(iter(some.values())))
-        *_, x = model.generate(*model.start(n, **some), **options)
+        *_, x = model.generate(*model.to_fill(n, **some), **options)
         parts.append(take(x, best(model, x, best_of)) if best_of > 1 else x)
     return {m: torch.cat([x[m] for x in parts]) for m in parts[0]}
 
@@ -310,7 +310,7 @@ def film(states, model, path):
     return path, name
 
 
-def show(states, free, model, given):
+def present(states, free, model, given):
     """The result: pictures, films, texts, to files and to the terminal. InputError: a file cannot
     be written."""
     last, words = states[-1], model.tokens["text"]
@@ -347,9 +347,9 @@ def count_changes(states, free, options):
     calls = options["steps"] * (1 + guided * sum(bool(f.any()) for f in free.values()))
     count = torch.cat([sum((a[m] != b[m]).long() for a, b in zip(states, states[1:]))[free[m]]
                        for m in free])
-    share = torch.bincount(count.clamp(max=4), minlength=5) / len(count)
+    portion = torch.bincount(count.clamp(max=4), minlength=5) / len(count)
     shares = ", ".join(f"{name} {s:.0%}" for name, s in zip(
-        ("never", "once", "twice", "3 times", "more often"), share.tolist()) if s)
+        ("never", "once", "twice", "3 times", "more often"), portion.tolist()) if s)
     print(f"{calls} network call{'s' * (calls > 1)}; a token changed {count.float().mean():.1f} "
           f"times on average ({shares})")
 
@@ -412,7 +412,7 @@ def parse(argv=None):
     parser.add_argument("--ask", help="a question about the picture")
     parser.add_argument("--keep", help="part of the picture to keep: top, bottom, left, right or "
                         "ROW:COL-ROW:COL in patches, counted from 0, both ends included")
-    parser.add_argument("--from", type=number(float, 0, 0.999), dest="start", metavar="T",
+    parser.add_argument("--from", type=number(float, 0, 0.999), dest="from_t", metavar="T",
                         help="start from the picture as it is at time T, between 0 (noise) and 1 "
                         "(untouched)")
     parser.add_argument("--checkpoint", help="default: the newest under runs/")
@@ -428,7 +428,7 @@ def parse(argv=None):
                         help="a film of the generation; beside it a strip, _strip.png")
     given = parser.parse_args(argv)
     given.prompt = " ".join(given.prompt + ([given.text] if given.text else []))
-    given.changes = given.keep is not None or given.start is not None
+    given.changes = given.keep is not None or given.from_t is not None
     if not given.image and (given.ask or given.changes):
         parser.error("--ask, --keep and --from need a picture, --image")
     if given.ask and (given.prompt or given.changes):
@@ -436,7 +436,7 @@ def parse(argv=None):
     return given
 
 
-def begin(given, model, n):
+def given_and_free(given, model, n):
     """What is given, and which positions are free: x, free {name: (n, N)}, n rows alike.
     InputError: this model cannot do that, or nothing is left to fill."""
     patches, known, text = model.tokens.get("image"), {}, given.prompt
@@ -458,7 +458,7 @@ def begin(given, model, n):
         drawn = patches and (given.changes or not given.image)  # first the words, then the picture
         text = encode(model, text, n, drawn)
         known["text"] = complete(model, text) if drawn else text
-    x, free = model.start(n, **known)
+    x, free = model.to_fill(n, **known)
     if given.image:
         x["image"] = image                                      # a draft where it is free
     if given.changes and "text" not in known:
@@ -484,17 +484,17 @@ def main(argv=None):
         L.seed_everything(given.seed, verbose=False)
     writing, reading = "image" not in model.tokens, given.image and not given.changes
     n = given.n or (1 if writing or reading else 16)
-    x, free = begin(given, model, n * given.best_of)
+    x, free = given_and_free(given, model, n * given.best_of)
     default = WRITE if writing else DRAW if not reading else GAPS if given.prompt else READ
     options = default | generation(given)
     if len(x) == 1:
         options["guidance"] = 1.
-    states = list(tqdm(model.generate(x, free, t=given.start or 0., **options), "steps",
+    states = list(tqdm(model.generate(x, free, t=given.from_t or 0., **options), "steps",
                        options["steps"] + 1, leave=False, delay=2))
     if given.best_of > 1:
         rows = best(model, states[-1], given.best_of)
         states, free = [take(state, rows) for state in states], take(free, rows)
-    show(states, free, model, given)
+    present(states, free, model, given)
     count_changes(states, free, options)
 
 

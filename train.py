@@ -101,11 +101,13 @@ def options_of(path):
 
 def add_flag(parser, name, default, note):
     """A flag for a setting, of the type of its default, within LIMITS or CHOICES."""
-    kind = type(default)
-    least = LIMITS.get(name, (1,) if kind is int else (0,))
-    how = dict(action=argparse.BooleanOptionalAction) if kind is bool else \
-        dict(choices=list(CHOICES[name])) if name in CHOICES else \
-        dict(type=str if kind is str else number(kind, *least))
+    kind, how = type(default), {}
+    if kind is bool:
+        how["action"] = argparse.BooleanOptionalAction
+    elif name in CHOICES:
+        how["choices"] = list(CHOICES[name])
+    elif kind in (int, float):
+        how["type"] = number(kind, *LIMITS.get(name, (1,) if kind is int else (0,)))
     help = f"{HELP.get(name, '')} ({note})"
     parser.add_argument("--" + name.replace("_", "-"), **how, help=help)
 
@@ -292,9 +294,9 @@ def words_of(text):
     return re.findall(r"[^\W\d_]+", text.lower())
 
 
-def tokenizer(texts, characters=False, end=()):
+def tokenizer(texts, characters=False, eos=()):
     """A tokenizer, as JSON, of the words and punctuation marks of some texts, in lower case, or of
-    their characters. What they do not have is an error; `end` is another word, the last one."""
+    their characters. What they do not have is an error; `eos` is another word, the last one."""
     made, split = Tokenizer(models.WordLevel()), pre_tokenizers.Whitespace()
     made.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
     made.decoder = decoders.Sequence([              # a space before a word that is not the first
@@ -305,7 +307,7 @@ def tokenizer(texts, characters=False, end=()):
     made.pre_tokenizer = split
     words = {word for text in texts
              for word, _ in split.pre_tokenize_str(made.normalizer.normalize_str(text))}
-    known = {word: i for i, word in enumerate([*sorted(words), *end])}
+    known = {word: i for i, word in enumerate([*sorted(words), *eos])}
     made.model = models.WordLevel(known, unk_token="<unknown>")
     return made.to_str()
 
@@ -358,15 +360,15 @@ def load_backbone(name, shift):
         raise InputError(f"the backbone {name} cannot be loaded; it has to be the folder of a "
                          "causal language model with safetensors and tokenizer.json, or the name "
                          "of one on the Hugging Face hub, which needs a network") from error
-    end = words.eos_token_id
-    if end is None:
+    eos = words.eos_token_id
+    if eos is None:
         raise InputError(f"the tokenizer of the backbone {name} has no token that ends a text")
-    start = end if words.bos_token_id is None else words.bos_token_id
+    bos = eos if words.bos_token_id is None else words.bos_token_id
     config = {k: v for k, v in model.config.to_dict().items()
               if k not in ("_name_or_path", "architectures", "transformers_version")}
     options = dict(trunk="backbone", pretrained=model,
-                   trunk_options=dict(config=config, start=start, shift=shift))
-    return options, json, end, F.normalize(model.get_input_embeddings().weight.detach())
+                   trunk_options=dict(config=config, bos=bos, shift=shift))
+    return options, json, eos, F.normalize(model.get_input_embeddings().weight.detach())
 
 
 def make(run, tokens, frequency, notes, **backbone):
@@ -391,9 +393,9 @@ class Pictures:
         frequency = {"image": torch.bincount(codes, minlength=len(image[0]))}
         options, text = {}, self.text
         if run.backbone:
-            options, json, end, embedding = load_backbone(run.backbone, run.shift)
-            words = Text(json, math.inf, end).encode(self.examples)
-            text = [json, words.shape[1], end, False, embedding]
+            options, json, eos, embedding = load_backbone(run.backbone, run.shift)
+            words = Text(json, math.inf, eos).encode(self.examples)
+            text = [json, words.shape[1], eos, False, embedding]
             frequency["text"] = torch.bincount(words.flatten(), minlength=len(embedding))
         return make(run, dict(text=text, image=image), frequency, self.notes, **options)
 
@@ -429,13 +431,13 @@ class Digits(Pictures):
 
     def tokens(self, model):
         """Training and validation rows; in the share `ask` of training a question is asked."""
-        seen, held = super().tokens(model)
-        picked = torch.randperm(len(seen))[:int(len(seen) * self.ask)]
+        training, held_out = super().tokens(model)
+        picked = torch.randperm(len(training))[:int(len(training) * self.ask)]
         if len(picked):
-            texts = model.tokens["text"].decode(seen.tokens["text"][picked])
-            seen.tokens["text"][picked] = model.tokens["text"].encode(
+            texts = model.tokens["text"].decode(training.tokens["text"][picked])
+            training.tokens["text"][picked] = model.tokens["text"].encode(
                 [random.choice(questions(text)) for text in texts])
-        return seen, held
+        return training, held_out
 
     def report(self, model, run, options):
         """Draws the captions of some test images, reads all of them: the share of right digits
@@ -447,23 +449,23 @@ class Digits(Pictures):
         rows, truth = self.rows(model, images, digits)
         tokens = rows.tokens["image"].to(model.device)
         decoded = model.tokens["image"].decode(tokens).cpu()
-        real, real_seen = judge(decoded)
+        real, real_digits = judge(decoded)
         options = dict(step="race", eta=0.) | DRAW | options
-        begin = time.time()
+        started = time.time()
         drawn = draw(model, truth[:n], **options).cpu()
         middle = time.time()
         texts = read(model, tokens)
         end = time.time()
-        features, drawn_seen = judge(drawn)
+        features, drawn_digits = judge(drawn)
         calls = options["steps"] * (1 if options["guidance"] == 1 else 2)
         return ("digit", "caption", "frechet", "images_per_s", "calls"), [
             ("judge, test images", (judge(images)[1] == digits).float().mean().item(), nan, nan,
              nan, nan),
-            ("ceiling, decoded test images", *right(captions(decoded, real_seen), truth),
+            ("ceiling, decoded test images", *right(captions(decoded, real_digits), truth),
              of_parts(real, n), nan, nan),
             ("drawing, {steps} {step} steps, g {guidance:g}, T {temperature:g}, η {eta:g}".format(
-                **options), *right(captions(drawn, drawn_seen), truth[:n]),
-             frechet(features, real[n:]), len(drawn) / (middle - begin), calls),
+                **options), *right(captions(drawn, drawn_digits), truth[:n]),
+             frechet(features, real[n:]), len(drawn) / (middle - started), calls),
             ("reading, steps 1, greedy", *right(texts, truth), nan, len(texts) / (end - middle),
              1),
             *self.answers(model, tokens, truth)]
@@ -491,10 +493,10 @@ class Folder(Pictures):
         n = max(1, len(images) // 10)
         self.train, self.test = (images[n:], texts[n:]), (images[:n], texts[:n])
         self.origin = f"the folder {pathlib.Path(run.data).resolve().name}"
-        json = tokenizer(texts, end=["<end>"])
+        json = tokenizer(texts, eos=["<end>"])
         words = Text(json, math.inf)
-        end = len(words.embedding) - 1
-        self.text = [json, max(len(words.ids(text)) for text in texts) + 1, end]
+        eos = len(words.embedding) - 1
+        self.text = [json, max(len(words.ids(text)) for text in texts) + 1, eos]
         self.examples = list(dict.fromkeys(texts))
         self.notes = dict(data=self.origin, form="square", captions=None,
                           asks=any("?" in text for text in texts))
@@ -504,7 +506,7 @@ class Folder(Pictures):
         in its drawings of these captions."""
         rows, texts = self.rows(model, *self.test)
         truth, patches = model.tokens["text"].decode(rows.tokens["text"]), model.tokens["image"]
-        begin = time.time()
+        started = time.time()
         asked = ["".join(text.rpartition("?")[:2]) + " ___" for text in texts]
         texts_read = read(model, rows.tokens["image"], asked)
         middle = time.time()
@@ -516,7 +518,7 @@ class Folder(Pictures):
         return columns, [
             ("tokeniser", math.nan, math.nan, math.nan,
              -10 * math.log10(error.square().mean().clamp(min=1e-10))),
-            ("reading", *same_words(texts_read, truth), len(texts) / (middle - begin), math.nan),
+            ("reading", *same_words(texts_read, truth), len(texts) / (middle - started), math.nan),
             ("drawing, read by the model itself", *same_words(again, truth),
              len(drawn) / (end - middle), math.nan)]
 
@@ -577,30 +579,30 @@ class Corpus:
 
     def build(self, run):
         """A new model whose words and schedule fit the data."""
-        options, embedding, self.end = {}, None, None
+        options, embedding, self.eos = {}, None, None
         if run.backbone:
-            options, json, self.end, embedding = load_backbone(run.backbone, run.shift)
+            options, json, self.eos, embedding = load_backbone(run.backbone, run.shift)
         else:
             json = tokenizer(set(self.train + self.test), characters=True)
         text = [json, run.length, None, True, embedding]
         words = Text(*text)
         frequency = torch.bincount(self.stream(words, self.train), minlength=len(words.embedding))
-        notes = dict(data=self.origin, captions=None, asks=False, end=self.end)
+        notes = dict(data=self.origin, captions=None, asks=False, eos=self.eos)
         return make(run, {"text": text}, {"text": frequency}, notes, **options)
 
     def stream(self, words, text):
         """A long text as tokens (N,); a backbone's closing token stands between its documents."""
-        if self.end is None:
+        if self.eos is None:
             return torch.tensor(words.ids(text))
         documents = (words.ids(part.strip()) for part in text.split("<|endoftext|>"))
-        return torch.tensor([token for ids in documents for token in (*ids, self.end)])
+        return torch.tensor([token for ids in documents for token in (*ids, self.eos)])
 
     def tokens(self, model):
         """Training windows, which begin anywhere, and held-out ones, side by side."""
-        self.end, length = model.hparams.notes["end"], model.tokens["text"].length
-        seen, held = (self.stream(model.tokens["text"], text) for text in (self.train, self.test))
-        return (Rows(text=seen.unfold(0, length, 1)),
-                Rows(text=held.unfold(0, length, length)[:200]))
+        self.eos, length = model.hparams.notes["eos"], model.tokens["text"].length
+        training, held_out = (self.stream(model.tokens["text"], text) for text in (self.train, self.test))
+        return (Rows(text=training.unfold(0, length, 1)),
+                Rows(text=held_out.unfold(0, length, length)[:200]))
 
     def sample(self, model, path):
         """Writes four windows: path.txt."""
@@ -732,7 +734,7 @@ def fit(model, data, run, folder):
     def average(mean, now, n):          # at first the mean follows closely, it has seen little
         return torch.lerp(mean, now, 1 - ((1 + n) / (10 + n)).clamp(max=run.ema))
 
-    keep, (seen, held) = Keep(data, run, folder), data.tokens(model)
+    keep, (training, held_out) = Keep(data, run, folder), data.tokens(model)
     trainer = L.Trainer(
         **{name: getattr(run, name) for name in TRAINER}, max_steps=run.steps,
         max_time={"minutes": run.max_minutes} if run.max_minutes < math.inf else None,
@@ -743,14 +745,14 @@ def fit(model, data, run, folder):
         callbacks=[TQDMProgressBar(refresh_rate=10), keep,
                    WeightAveraging(use_buffers=False, avg_fn=average)])
     same = dict(collate_fn=lambda batch: batch)
-    sampler = RandomSampler(seen, num_samples=run.steps * run.batch)
-    loaders = (DataLoader(seen, run.batch, sampler=sampler, **same),
-               DataLoader(held, max(1, len(held) // 10), **same))
-    begin, resume = time.time(), folder / "model.ckpt" if run.resume else None
+    sampler = RandomSampler(training, num_samples=run.steps * run.batch)
+    loaders = (DataLoader(training, run.batch, sampler=sampler, **same),
+               DataLoader(held_out, max(1, len(held_out) // 10), **same))
+    started, resume = time.time(), folder / "model.ckpt" if run.resume else None
     model.optimizer = Muon
     trainer.fit(model, *loaders, ckpt_path=resume, weights_only=True)
     model.to(trainer.strategy.root_device).eval()       # Lightning hands it back on the CPU
-    return keep, max(0, trainer.global_step - keep.resumed_at) * run.batch / (time.time() - begin)
+    return keep, max(0, trainer.global_step - keep.resumed_at) * run.batch / (time.time() - started)
 
 
 def report(model, data, run, options, file, **same):
@@ -758,7 +760,7 @@ def report(model, data, run, options, file, **same):
     a CSV file, every row with the columns of `same`."""
     L.seed_everything(run.seed, verbose=False)
     columns, rows = data.report(model, run, options)
-    show(columns, rows)
+    print_report(columns, rows)
     same |= dict(seed=run.seed, data=data.origin,
                  device=f"{model.device.type}, {torch.get_num_threads()} threads")
     if file:
@@ -769,7 +771,7 @@ def report(model, data, run, options, file, **same):
             writer.writerows([*row, *same.values()] for row in rows)
 
 
-def show(columns, rows):
+def print_report(columns, rows):
     """Prints a report."""
     print(f"\n{'':50}" + "".join(f"{column:>14}" for column in columns))
     for what, *numbers in rows:
@@ -837,7 +839,7 @@ def main(argv=None):
 
 def train(argv):
     """Data, codebook, model, training, report."""
-    run, begin = parse(argv), time.time()
+    run, started = parse(argv), time.time()
     folder = pathlib.Path("runs") / run.preset
     if run.resume and not (folder / "model.ckpt").exists():
         raise InputError(f"nothing to go on from: there is no {folder / 'model.ckpt'}")
@@ -853,7 +855,7 @@ def train(argv):
         return
     if model.global_rank > 0:
         return                                          # one process reports
-    steps, minutes = model.trainer.global_step, (time.time() - begin) / 60
+    steps, minutes = model.trainer.global_step, (time.time() - started) / 60
     (folder / "report.csv").unlink(missing_ok=True)
     report(model, data, run, {}, folder / "report.csv", training_steps=steps,
            minutes=f"{minutes:.2f}", samples_per_s=f"{rate:.0f}",

@@ -40,7 +40,7 @@ def model(family="llama", **options):
     config = AutoConfig.for_model(family, **FAMILIES[family]).to_dict()
     tokens = {"text": [tokenizer().to_str(), 12, 1, False, torch.randn(60, 8)],
               "image": [torch.rand(12, 4), 2, 6]}
-    return fudoki.Fudoki(tokens, trunk="backbone", trunk_options=dict(config=config, start=0),
+    return fudoki.Fudoki(tokens, trunk="backbone", trunk_options=dict(config=config, bos=0),
                          **options).eval()
 
 
@@ -87,7 +87,7 @@ def test_token_i_is_predicted_from_the_state_of_the_one_before(family):
     seen = torch.tensor([[True] * 5, [True, True, False, True, True]])
     out = trunk(h, None, seen, None)
     assert_close(out[:, 1:], h[:, :-1])
-    assert_close(out[:, 0], trunk.words[0].weight[0].expand(2, -1))
+    assert_close(out[:, 0], trunk.vocabulary[0].weight[0].expand(2, -1))
     assert seen_by[0]["position_ids"].tolist() == [[0, 1, 2, 3, 4, 5], [0, 1, 2, 2, 3, 4]]
     trunk.shift = False
     assert_close(trunk(h, None, seen, None), h)
@@ -102,7 +102,7 @@ def test_the_pretrained_model_is_what_starts():
     words = causal.get_input_embeddings().weight
     made = fudoki.Fudoki({"text": [tokenizer().to_str(), 12, None, True, words.detach()]},
                          pretrained=causal, trunk="backbone",
-                         trunk_options=dict(config=config.to_dict(), start=0)).eval()
+                         trunk_options=dict(config=config.to_dict(), bos=0)).eval()
     free = {"text": torch.tensor([[False]])}
     out = made.net({"text": torch.tensor([[7]])}, free, 0.)["text"]
     # it has seen what follows
@@ -120,7 +120,7 @@ def test_a_checkpoint_needs_nothing_else(family, tmp_path):
     torch.save({"state_dict": first.state_dict(), "hyper_parameters": hyper,
                 "pytorch-lightning_version": "2.6.6"}, tmp_path / "model.ckpt")
     again = sample.open_model(tmp_path / "model.ckpt")[0].cpu()
-    x, free = again.start(2, text=again.tokens["text"].encode(["the cat sat"] * 2))
+    x, free = again.to_fill(2, text=again.tokens["text"].encode(["the cat sat"] * 2))
     assert sample.read(again, batch()["image"])
     for a, b in zip(first.net(x, free, 0.).values(), again.net(x, free, 0.).values()):
         assert_close(a, b)
@@ -137,7 +137,7 @@ def test_freeze_keeps_the_words_of_the_backbone_for_a_while():
         optimizer.step()
         schedule["scheduler"].step()
         moved = {k for k, v in made.net.named_parameters() if (v != before[k]).any()}
-        words = {"trunk.body.embed_tokens.weight", "trunk.words.1.weight"}
+        words = {"trunk.body.embed_tokens.weight", "trunk.vocabulary.1.weight"}
         assert words & moved == (words if moves else set())
         assert "head.image.weight" in moved and "trunk.body.layers.0.mlp.up_proj.weight" in moved
 
@@ -147,7 +147,7 @@ def test_bfloat16_works_with_a_mask():
     with torch.autocast("cpu", torch.bfloat16):
         loss, _ = made.loss(x, made.mark_free(x, "image"))
     loss.backward()
-    assert torch.isfinite(loss) and made.net.trunk.words[0].weight.grad.isfinite().all()
+    assert torch.isfinite(loss) and made.net.trunk.vocabulary[0].weight.grad.isfinite().all()
 
 
 # ------------------------------------------------------------------------------------------- texts
@@ -188,7 +188,7 @@ def test_characters_come_back_as_they_were():
 
 
 def test_a_gap_in_a_caption_is_a_word():
-    words = fudoki.Text(train.tokenizer(["a", "dot", "red"], end=["<end>"]), 5, 3)
+    words = fudoki.Text(train.tokenizer(["a", "dot", "red"], eos=["<end>"]), 5, 3)
     assert words.encode(["a ___ dot", "a ___ ___ dot", "a ___"]).tolist() == \
         [[0, -1, 1, 3, 3], [0, -1, -1, 1, 3], [0, -1, -1, -1, -1]]
 
@@ -201,7 +201,7 @@ def test_texts_that_cannot_be():
 
 def test_all_padding_together_weighs_as_one_token():
     """Two captions of a batch: one has five tokens of padding, the other none."""
-    words = [train.tokenizer(["a", "red", "dot"], end=["<end>"]), 9, 3]
+    words = [train.tokenizer(["a", "red", "dot"], eos=["<end>"]), 9, 3]
     made = fudoki.Fudoki({"text": words}, trunk_options=dict(width=16, depth=1, heads=1))
     x = {"text": made.tokens["text"].encode(["dot", "a red dot a red dot"])}
     weight = made.weight(x, made.mark_free(x, "text"))["text"]

@@ -27,7 +27,7 @@ def small(path="metric", texts=TEXTS, trunk_options=TINY, **options):
 def captions(words, length, **options):
     """A model of texts of any length."""
     torch.manual_seed(0)
-    text = [train.tokenizer(words, end=["<end>"]), length, len(words)]
+    text = [train.tokenizer(words, eos=["<end>"]), length, len(words)]
     return fudoki.Fudoki({"text": text, **options}, trunk_options=TINY).eval()
 
 
@@ -324,7 +324,7 @@ def test_what_is_given_is_as_noisy_as_the_rest(path):
 def test_questions_stand_still_and_what_is_given_beside_them_moves():
     model = captions(["?", "a", "dot", "red", "what"], 6)
     text = model.tokens["text"].encode(["what? a ___"] * 500 + ["___"] * 500)    # "?" is 0
-    x, free = model.start(1000, text=text)
+    x, free = model.to_fill(1000, text=text)
     for row, moving in ((0, [False, False, True, True, True, True]), (500, [True] * 6)):
         assert model.noisy(x, free)["text"][row].tolist() == moving
     first, *_, last = (state["text"] for state in model.generate(x, free, steps=3))
@@ -496,7 +496,7 @@ def test_the_best_is_what_the_model_reads_best():
 
 def test_start_frees_what_is_not_given():
     model = small()
-    x, free = model.start(2, text=torch.tensor([[1, -1, 6], [0, 2, 4]]))
+    x, free = model.to_fill(2, text=torch.tensor([[1, -1, 6], [0, 2, 4]]))
     assert x["image"].shape == (2, 9) and free["image"].all()
     assert free["text"].tolist() == [[False, True, False], [False] * 3]
     assert x["text"].tolist() == [[1, 0, 6], [0, 2, 4]]
@@ -547,7 +547,7 @@ def test_padding_of_a_given_caption_changes_nothing():
     model = captions(["a", "dot", "red"], 9, image=[torch.rand(12, 4), 2, 6])
     tokens = model.tokens["text"].encode(["a red dot", "dot a dot a red dot"])
     assert tokens[0].tolist() == [0, 2, 1, 3, 3, 3, 3]
-    x, free = model.start(2, text=tokens)
+    x, free = model.to_fill(2, text=tokens)
     one = {"text": tokens[:1, :4], "image": x["image"][:1]}
     alone = model.net(one, model.mark_free(one, "image"), 0.)
     assert_close(alone["image"][0], model.net(x, free, 0.)["image"][0], atol=1e-5, rtol=1e-4)

@@ -43,7 +43,7 @@ def test_a_path_with_an_option_of_its_own_and_a_number_from_its_codebook(monkeyp
     again = saved(model, tmp_path / "model.ckpt")
     for m in ("text", "image"):
         assert again.paths[m].haste == 3. and again.paths[m].size == model.paths[m].size
-    *_, end = again.generate(*again.start(2), steps=3)
+    *_, end = again.generate(*again.to_fill(2), steps=3)
     assert end["image"].shape == (2, 9)
 
 

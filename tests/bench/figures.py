@@ -34,7 +34,7 @@ def save(images, name, columns):
 save(sample.draw(model, train.Digits.examples), "digits.png", 10)
 
 # 2. three generations, from noise to the picture
-x, free = model.start(3, text=words.encode(
+x, free = model.to_fill(3, text=words.encode(
     ["a bold slanted seven", "a thin upright two", "a bold upright five"]))
 states = list(model.generate(x, free, **sample.DRAW | dict(steps=9)))
 frames = torch.stack([patches.decode(state["image"]) for state in states], 1)   # (3, 10, 1, H, W)
@@ -46,11 +46,11 @@ picture = patches.encode(test[:1]).expand(7, -1)
 rows = []
 for caption, kept, t in (("a bold upright three", sample.region("top", 7), 0.),
                          ("a bold slanted seven", sample.region("0:0-0:0", 7) & False, 0.25)):
-    x, free = model.start(7, text=words.encode([caption] * 7), image=picture.where(kept, -1))
+    x, free = model.to_fill(7, text=words.encode([caption] * 7), image=picture.where(kept, -1))
     *_, x = model.generate(x | {"image": picture}, free, t=t, **sample.DRAW)
     rows += [picture[:1], x["image"]]
 save(patches.decode(torch.cat(rows)), "fill.png", 8)
-x, free = model.start(2, text=words.encode(["a bold slanted seven", "a thin upright two"]))
+x, free = model.to_fill(2, text=words.encode(["a bold slanted seven", "a thin upright two"]))
 states = list(model.generate(x, free, **sample.DRAW | dict(steps=8)))
 sample.film(states, model, ROOT / "figures/film.gif")
 

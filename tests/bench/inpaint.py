@@ -25,8 +25,8 @@ def halves(model, image, text, region):
     """x and free of pictures of which a region is kept; without one, of captions with a gap."""
     if region == "words":
         gap = torch.arange(4) == 1 + torch.arange(len(text))[:, None] % 3
-        return model.start(len(text), text=text.where(~gap, -1), image=image)
-    return model.start(len(text), text=text, image=image.where(sample.region(region, 7), -1))
+        return model.to_fill(len(text), text=text.where(~gap, -1), image=image)
+    return model.to_fill(len(text), text=text, image=image.where(sample.region(region, 7), -1))
 
 
 def seam(pictures, region):

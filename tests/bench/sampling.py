@@ -82,7 +82,7 @@ def run(cell, model, truth):
     if cell["best_of"] > 1:
         x = sample.fill(model, options, rows=50, best_of=cell["best_of"], text=text)
         return model.tokens["image"].decode(x["image"]), "", ""
-    states = [x["image"] for x in model.generate(*model.start(len(text), text=text), **options)]
+    states = [x["image"] for x in model.generate(*model.to_fill(len(text), text=text), **options)]
     count = sum((a != b).float() for a, b in itertools.pairwise(states))
     return (model.tokens["image"].decode(states[-1]), f"{count.mean().item():.3f}",
             f"{(count > 1).float().mean().item():.3f}")
