@@ -277,8 +277,8 @@ class Text:
     """Texts as rows of tokens, by a tokenizer of the library `tokenizers`, given as its JSON.
 
     length: of a row at most; eos: the id that closes a text and fills up shorter rows, None if
-    all are equally long; window: texts are parts of a long one; embedding (V, D), by default all
-    tokens are equally far from each other.
+    all are equally long; window: texts are parts of a long one, of any length; embedding (V, D),
+    by default all tokens are equally far from each other.
     """
 
     def __init__(self, json, length, eos=None, window=False, embedding=None):
@@ -289,6 +289,7 @@ class Text:
         self.embedding = torch.eye(len(known)) if embedding is None else embedding
         self.marks = [i for word, i in known.items() if "?" in word and not window]
         self.gap = 1 if window else 3                       # underscores that are one free token
+        self.shortest = length if eos is None and not window else 0
 
     def ids(self, text):
         """str -> list of int. Exception, for the library has no other: an unknown word."""
@@ -296,7 +297,7 @@ class Text:
 
     def encode(self, texts):
         """list of B strings -> (B, N ≤ length) long, −1 where free: "___" is one word, in a window
-        three tokens, and at the end of a text as many as still fit. ValueError: it is too long."""
+        three tokens, and at the end of a text as many as still fit. ValueError: wrong length."""
         rows = []
         for text in texts:
             goes_on = text.endswith("___")
@@ -307,8 +308,9 @@ class Text:
                 row += [-1] * (self.length - len(row))
             elif self.eos is not None:
                 row.append(self.eos)
-            if len(row) > self.length:
-                raise ValueError(f"'{text[:40]}' has {len(row)} tokens, {self.length} fit in")
+            if not self.shortest <= len(row) <= self.length:
+                raise ValueError(f"'{text[:40]}' has {len(row)} tokens; from {self.shortest} to "
+                                 f"{self.length} fit in")
             rows.append(row)
         n = max(map(len, rows))
         return torch.tensor([row + [self.eos] * (n - len(row)) for row in rows])

@@ -177,31 +177,27 @@ def middle_square(picture, size, channels):
 
 def training_form(grey, size):
     """A digit as in training: light on dark, and if the size differs cut out, scaled to 20/28 of
-    the side and put with its centre of mass in the middle. (H, W) -> (1, size, size) and
-    what was done, in words. InputError: there is nothing on it."""
-    done = []
-    border = np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
-    if np.median(border) > 0.5:
-        grey, border = 1 - grey, 1 - border
-        done.append("dark on light turned into light on dark")
-    if np.ptp(grey) < 0.1:
+    the side and put with its centre of mass in the middle: a picture in mode L -> one of
+    size × size, and what was done, in words. InputError: there is nothing on it."""
+    (darkest, brightest), pixels, done = grey.getextrema(), np.asarray(grey), []
+    border = np.median(np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]]))
+    if brightest - darkest < 26:
         raise InputError("the picture is empty: all of it has one brightness")
-    if grey.shape != (size, size):
-        grey = (grey - np.median(border)).clip(0)
-        grey = grey / grey.max()
-        rows, columns = np.where((grey > 0.3).any(1))[0], np.where((grey > 0.3).any(0))[0]
-        ink = torch.from_numpy(grey[rows[0]:rows[-1] + 1, columns[0]:columns[-1] + 1])[None, None]
-        scale = size * 20 / 28 / max(ink.shape)
-        shape = [max(1, round(side * scale)) for side in ink.shape[2:]]
-        ink = F.interpolate(ink, shape, mode="bilinear", antialias=True)[0, 0].numpy()
-        corner = []
-        for axis, n in enumerate(ink.shape):
-            centre = (ink.sum(1 - axis) * (np.arange(n) + 0.5)).sum() / ink.sum()
+    if border - darkest > brightest - border:
+        grey, border = ImageOps.invert(grey), 255 - border
+        done.append("dark on light turned into light on dark")
+    if grey.size != (size, size):
+        ink = ImageOps.autocontrast(grey.point(lambda value: max(0, value - border)))
+        ink = ink.crop(ink.point(lambda value: 255 * (value > 76)).getbbox())
+        ink = ImageOps.contain(ink, [round(size * 20 / 28)] * 2, Image.Resampling.BILINEAR)
+        mass, corner = np.asarray(ink, dtype=float), []
+        for axis, n in enumerate(ink.size):
+            centre = (mass.sum(axis) * (np.arange(n) + 0.5)).sum() / mass.sum()
             corner.append(min(max(0, round(size / 2 - centre)), size - n))
-        grey = np.zeros((size, size), np.float32)
-        grey[corner[0]:corner[0] + ink.shape[0], corner[1]:corner[1] + ink.shape[1]] = ink
+        grey = Image.new("L", (size, size))
+        grey.paste(ink, tuple(corner))
         done.append(f"cut out, scaled and centred in {size}×{size}")
-    return torch.from_numpy(np.ascontiguousarray(grey))[None], done
+    return grey, done
 
 
 def load_picture(path, model):
@@ -214,12 +210,10 @@ def load_picture(path, model):
     except UNREADABLE as error:
         raise InputError(f"{path} is no picture that can be read") from error
     said, patches = [f"{picture.width}×{picture.height} {picture.mode}"], model.tokens["image"]
+    done = ["its middle square"]
     if model.hparams.notes["form"] == "digit":
-        grey = np.asarray(picture.convert("L"), dtype=np.float32) / 255
-        image, done = training_form(grey, patches.size)
-    else:
-        image = middle_square(picture, patches.size, patches.channels)
-        done = ["its middle square"]
+        picture, done = training_form(picture.convert("L"), patches.size)
+    image = middle_square(picture, patches.size, patches.channels)
     print(f"{path}: {'; '.join(said + done)}")
     return image[None]
 
@@ -332,13 +326,13 @@ def present(states, free, model, given):
         answers = (x[f][None] for x, f in zip(last["text"], free["text"]))
         print("\n".join(words.decode(answer)[0] for answer in answers))
     else:
-        for i in sorted({round(i * (len(states) - 1) / 8) for i in range(9)}):
-            if free["text"].any() and len(states) > 2:                  # the first as it settles
+        if free["text"].any() and len(states) > 2:                      # the first as it settles
+            for i in sorted({round(i * (len(states) - 1) / 8) for i in range(9)}):
                 line = words.decode(states[i]["text"][:1])[0].replace("\n", "⏎")
                 print(f"{i:4}  {line[:shutil.get_terminal_size().columns - 8]}")
         texts = words.decode(last["text"])
-        print(*(text + "\n" for text in texts if texts != [given.prompt] * len(texts)), sep="",
-              end="")
+        if texts != [given.prompt] * len(texts):
+            print("\n".join(texts))
 
 
 def count_changes(states, free, options):

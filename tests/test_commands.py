@@ -334,15 +334,18 @@ def test_read_any_form_of_a_picture(here, capsys):
     clear = Image.new("RGBA", (200, 200), (0, 0, 0, 0))
     clear.putalpha(large)
     clear.save("clear.png")
+    dim = Image.new("L", (300, 250), 100)                       # darker than its grey paper
+    dim.paste(20, (50, 25, 250, 225), large)
+    dim.save("dim.png")
     captions = {}
-    for name in ("runs/smoke/picture.png", "dark.png", "colour.png", "clear.png"):
+    for name in ("runs/smoke/picture.png", "dark.png", "colour.png", "clear.png", "dim.png"):
         assert sample.main(["--image", name, "--seed", "0"]) == 0
         said = capsys.readouterr().out
         captions[name] = re.search(r"^a \w+ \w+ \w+$", said, re.M)[0]
         assert ("dark on light" in said) == (name != "runs/smoke/picture.png")
-        assert ("cut out" in said) == (name in ("colour.png", "clear.png"))
+        assert ("cut out" in said) == (name in ("colour.png", "clear.png", "dim.png"))
     assert captions["dark.png"] == captions["runs/smoke/picture.png"]
-    assert captions["colour.png"] == captions["clear.png"]
+    assert captions["colour.png"] == captions["clear.png"] == captions["dim.png"]
     assert sample.main(["--image", "dark.png", "a bold ___ seven"]) == 0  # only one word is free
     assert re.search(r"^a bold \w+ seven$", capsys.readouterr().out, re.M)
 
