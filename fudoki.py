@@ -43,7 +43,7 @@ class Path(nn.Module):
 
     def __init__(self, embedding, frequency=None):
         super().__init__()
-        self.register_buffer("embedding", embedding.float(), persistent=False)
+        self.register_buffer("embedding", embedding.float(), persistent=False)  # made anew
 
     def logits(self, x_1, t):
         """ℓ_t(x | x₁) of every token x, up to a constant: (…) long, (…, 1) float -> (…, V)."""
@@ -470,7 +470,8 @@ class Backbone(nn.Module):
         super().__init__()
         model = pretrained or AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
         self.body, self.bos, self.shift = model.base_model, bos, shift
-        self.vocabulary = nn.ModuleList([model.get_input_embeddings(), model.get_output_embeddings()])
+        self.vocabulary = nn.ModuleList([model.get_input_embeddings(),
+                                         model.get_output_embeddings()])
         self.width = self.vocabulary[0].embedding_dim
 
     def forward(self, h, places, visible, t):
@@ -500,8 +501,9 @@ class Network(nn.Module):
                                    for m, k in tokens.items()})
         self.modality = nn.ParameterDict({m: 0.02 * torch.randn(width) for m in tokens})
         self.free = nn.Parameter(0.02 * torch.randn(width))                 # "this is to be found"
-        if trunk.vocabulary:                                     # it knows words: do not disturb them
-            self.input["text"].weight, self.head["text"] = trunk.vocabulary[0].weight, trunk.vocabulary[1]
+        if trunk.vocabulary:                                # it knows words: do not disturb them
+            words, self.head["text"] = trunk.vocabulary
+            self.input["text"].weight = words.weight
             for vector in (self.free, *self.modality.values()):
                 nn.init.zeros_(vector)
 

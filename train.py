@@ -29,6 +29,7 @@ import re
 import signal
 import sys
 import time
+import unicodedata
 import warnings
 
 import lightning as L
@@ -571,6 +572,7 @@ class Corpus:
             from pydoc_data.topics import topics
             text = "\n\n".join(topics[name] for name in sorted(topics))
             self.origin = "the documentation text that ships with Python"
+        text = unicodedata.normalize("NFC", text)       # as the tokenizer does
         cut = len(text) * 9 // 10
         self.train, self.test = text[:cut], text[cut:]
         if len(self.test) < 10 * run.length:
@@ -600,7 +602,8 @@ class Corpus:
     def tokens(self, model):
         """Training windows, which begin anywhere, and held-out ones, side by side."""
         self.eos, length = model.hparams.notes["eos"], model.tokens["text"].length
-        training, held_out = (self.stream(model.tokens["text"], text) for text in (self.train, self.test))
+        training, held_out = (self.stream(model.tokens["text"], text)
+                              for text in (self.train, self.test))
         return (Rows(text=training.unfold(0, length, 1)),
                 Rows(text=held_out.unfold(0, length, length)[:200]))
 
@@ -752,7 +755,8 @@ def fit(model, data, run, folder):
     model.optimizer = Muon
     trainer.fit(model, *loaders, ckpt_path=resume, weights_only=True)
     model.to(trainer.strategy.root_device).eval()       # Lightning hands it back on the CPU
-    return keep, max(0, trainer.global_step - keep.resumed_at) * run.batch / (time.time() - started)
+    steps = max(0, trainer.global_step - keep.resumed_at)
+    return keep, steps * run.batch / (time.time() - started)
 
 
 def report(model, data, run, options, file, **same):

@@ -112,6 +112,13 @@ def test_a_small_model_learns_the_text(here):
     assert model.loss(x_1, free)[0].item() < entropy / 2
 
 
+def test_accents_in_two_characters_are_one_token(here):
+    Path("accents.txt").write_text("cafe\u0301 " * 4000, encoding="utf-8")
+    run = train.parse(["--preset", "text", "--text", "accents.txt", *TINY])
+    data = train.Corpus(run)
+    assert len(data.build(run).tokens["text"].embedding) == 5
+
+
 def test_without_a_file_the_documentation_of_python_is_the_text():
     data = train.Corpus(train.parse(["--preset", "text"]))
     assert "documentation" in data.origin and len(data.train) > 300_000
