@@ -16,10 +16,12 @@ mathematics and need no network. `tutorial.md` tells the same story with picture
 | `u_t`    | u_t(x, x_t ∣ x₁) | (B, L, V)       | rate of jumping from x_t to x; 0 at x = x_t     |
 | `lam`    | λ = Σ_x u_t      | (B, L)          | total jump rate                                 |
 """
+import copy
 import functools
 import itertools
 import math
 import re
+import types
 
 import lightning as L
 import numpy as np
@@ -37,13 +39,17 @@ CHUNK = 2 ** 22     # numbers in one (rows, V) array; more rows than that take t
 class Path(nn.Module):
     """A probability path p_t(x | x₁) from noise (t = 0) to data (t = 1), defined by `logits`.
 
-    embedding (V, D): a frozen vector per token; frequency (V,): how often each occurs in the
-    data; what else a path may be told has a default, and train.py makes a flag of it.
+    embedding (V, D): a frozen vector per token, D = 0 if all are equally far from each other;
+    frequency (V,): how often each occurs in the data; what else a path may be told has a default,
+    and train.py makes a flag of it.
     """
 
     def __init__(self, embedding, frequency=None):
         super().__init__()
         self.register_buffer("embedding", embedding.float(), persistent=False)  # made anew
+
+    def _apply(self, fn, recurse=True):     # stays in float32 when the network goes to bfloat16
+        return super()._apply(lambda a: fn(a.view(torch.int32)).view(a.dtype), recurse)
 
     def logits(self, x_1, t):
         """ℓ_t(x | x₁) of every token x, up to a constant: (…) long, (…, 1) float -> (…, V)."""
@@ -85,7 +91,9 @@ class MetricPath(Path):
         self.beta = SCHEDULES[schedule](self, frequency)
 
     def distance(self, x_1):            # d(x, x₁) = ‖e_x − e_{x₁}‖^exponent; what is smaller than
-        d = torch.cdist(self.embedding[x_1], self.embedding)    # float32 can tell, is 0
+        if not self.embedding.shape[1]:                         # float32 can tell, is 0
+            return 1. - self.one_hot(x_1).float()
+        d = torch.cdist(self.embedding[x_1], self.embedding)
         return d.where(d > self.rounding, 0.) ** self.exponent
 
     def logits(self, x_1, t):           # ℓ_t(x | x₁) = −β_t d(x, x₁)
@@ -160,7 +168,7 @@ def categorical(p):
 
 def sample_x_1(p_1t, temperature):
     """x₁ ~ p(x₁ | x_t)^(1/temperature) from its logits, 0 takes the likeliest: (…, V) -> (…)"""
-    if not temperature:
+    if temperature < 1e-6:
         return p_1t.argmax(-1)
     rows = p_1t.flatten(0, -2).split(max(1, CHUNK // p_1t.shape[-1]))
     return torch.cat([categorical((r.float() / temperature).softmax(-1)) for r in rows]
@@ -176,7 +184,7 @@ def rowwise(function):
     def wrapped(path, x, *others, **options):
         def rows(a):
             if not torch.is_tensor(a) or a.ndim == 0:
-                a = torch.tensor([float(a)], device=x.device)
+                a = torch.tensor([float(a)], dtype=torch.float32, device=x.device)
             if not a.is_floating_point():
                 return a.reshape(-1)
             a = a.float().expand(*x.shape, a.shape[-1])
@@ -283,10 +291,12 @@ class Text:
 
     def __init__(self, json, length, eos=None, window=False, embedding=None):
         self.tokenizer, self.length, self.eos = Tokenizer.from_str(json), length, eos
-        self.tokenizer.no_truncation()
-        self.tokenizer.no_padding()
+        self.tokenizer.no_truncation()                      # nothing is left of what was saved
+        self.tokenizer.no_padding()                         # with it and changes texts
+        if hasattr(self.tokenizer.model, "dropout"):
+            self.tokenizer.model.dropout = None
         known = self.tokenizer.get_vocab()
-        self.embedding = torch.eye(len(known)) if embedding is None else embedding
+        self.embedding = torch.zeros(len(known), 0) if embedding is None else embedding
         self.marks = [i for word, i in known.items() if "?" in word and not window]
         self.gap = 1 if window else 3                       # underscores that are one free token
         self.shortest = length if eos is None and not window else 0
@@ -358,14 +368,18 @@ def question(x, marks):
 
 # -------------------------------------------------------------------------------------- 4. network
 
-class WordInput(nn.Embedding):
+class WordInput(nn.Module):
     """A learned vector per word; a word's two coordinates are its index, twice."""
 
     def __init__(self, embedding, width):
-        super().__init__(len(embedding), width)
+        super().__init__()
+        self.words = nn.Embedding(len(embedding), width)
+
+    def forward(self, x):
+        return self.words(x)
 
     def coordinates(self, n):                           # (n, 2)
-        return torch.arange(float(n), device=self.weight.device)[:, None].expand(n, 2)
+        return torch.arange(n, device=self.words.weight.device)[:, None].expand(n, 2)
 
 
 class PatchInput(nn.Module):
@@ -384,7 +398,7 @@ class PatchInput(nn.Module):
 
     def coordinates(self, n):                           # (n, 2)
         i = torch.arange(n, device=self.own.device)
-        return torch.stack([i // math.isqrt(n), i % math.isqrt(n)], -1).float()
+        return torch.stack([i // math.isqrt(n), i % math.isqrt(n)], -1)
 
 
 INPUTS = {"text": WordInput, "image": PatchInput}
@@ -394,7 +408,8 @@ def rotary(places, width):
     """cos and sin of the angles by which a head of this width turns: (N, 2) -> (N, width / 2)
     each. Half of them grow with the first coordinate, half with the second."""
     n = width // 4
-    angle = places[..., None] * 10. ** (-torch.arange(n, device=places.device) / n)
+    slower = 10. ** (-torch.arange(n, dtype=torch.float32, device=places.device) / n)
+    angle = places[..., None] * slower
     return angle.flatten(1).cos(), angle.flatten(1).sin()
 
 
@@ -457,6 +472,28 @@ class Blocks(nn.Module):
         return self.norm(h)
 
 
+class Given(types.SimpleNamespace):
+    """What a language model's body returns, of which only the last states are known."""
+    __getattr__, __getitem__ = lambda self, name: None, lambda self, i: self.last_hidden_state
+
+
+class OwnLogits(nn.Module):
+    """A causal language model from its body's states to its logits, which some scale or cap."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model, through = copy.copy(model), nn.Module()
+        through.forward = self.through
+        self.model._modules = model._modules | {model.base_model_prefix: through}
+
+    @staticmethod
+    def through(*_, inputs_embeds, **__):               # in the place of the body
+        return Given(last_hidden_state=inputs_embeds)
+
+    def forward(self, h):                               # (B, N, width) -> (B, N, V)
+        return self.model(inputs_embeds=h, use_cache=False).logits
+
+
 class Backbone(nn.Module):
     """The large trunk: a causal language model of `transformers` that looks both ways.
 
@@ -470,14 +507,13 @@ class Backbone(nn.Module):
         super().__init__()
         model = pretrained or AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
         self.body, self.bos, self.shift = model.base_model, bos, shift
-        self.vocabulary = nn.ModuleList([model.get_input_embeddings(),
-                                         model.get_output_embeddings()])
+        self.vocabulary = nn.ModuleList([model.get_input_embeddings(), OwnLogits(model)])
         self.width = self.vocabulary[0].embedding_dim
 
     def forward(self, h, places, visible, t):
         """As of `Blocks`; a position is the number of those before it that mean something."""
         visible = torch.ones_like(h[..., 0], dtype=torch.bool) if visible is None else visible
-        bos = self.vocabulary[0].weight[self.bos].expand(len(h), 1, -1)
+        bos = self.vocabulary[0](torch.full((len(h), 1), self.bos, device=h.device))
         h, visible = torch.cat([bos, h], 1), F.pad(visible, (1, 0), value=True)   # (B, 1+N, …)
         mask = torch.zeros_like(visible, dtype=h.dtype)     # one of four dimensions is not made
         mask = mask.masked_fill(~visible, torch.finfo(h.dtype).min)[:, None, None]      # causal
@@ -502,8 +538,7 @@ class Network(nn.Module):
         self.modality = nn.ParameterDict({m: 0.02 * torch.randn(width) for m in tokens})
         self.free = nn.Parameter(0.02 * torch.randn(width))                 # "this is to be found"
         if trunk.vocabulary:                                # it knows words: do not disturb them
-            words, self.head["text"] = trunk.vocabulary
-            self.input["text"].weight = words.weight
+            self.input["text"].words, self.head["text"] = trunk.vocabulary
             for vector in (self.free, *self.modality.values()):
                 nn.init.zeros_(vector)
 
@@ -582,7 +617,8 @@ class Fudoki(L.LightningModule):
         -> the loss and the accuracy, both a scalar."""
         B, device = len(next(iter(x_1.values()))), self.device
         if t is None:
-            u = (torch.arange(B, device=device) + torch.rand(1, device=device)) / B
+            u = torch.rand(1, dtype=torch.float32, device=device)   # whatever the default is
+            u = (torch.arange(B, device=device) + u) / B
             t = (u ** self.hparams.t_power).view(B, 1, 1)
         x_t, weight, loss, right = self.corrupt(x_1, free, t), self.weight(x_1, free), 0, 0
         for m, l in self.net(x_t, free, t).items():

@@ -48,13 +48,20 @@ class InputError(ValueError):
 
 
 def command(main):
-    """main(argv) -> exit code: 0, 2 after the one line of an InputError, 130 after Ctrl-C."""
+    """main(argv) -> exit code: 0, 2 after one line about what a user or the disk got wrong, 130
+    after Ctrl-C. What a terminal cannot show is a question mark there; it may be closed early."""
     @functools.wraps(main)
     def wrapped(argv=None):
+        for stream in (sys.stdout, sys.stderr):
+            stream.reconfigure(errors="replace")
         try:
             main(argv)
+            sys.stdout.flush()
             return 0
-        except InputError as error:
+        except BrokenPipeError:                         # nobody reads on: `… | head -1`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+        except (InputError, OSError) as error:
             print(f"{pathlib.Path(sys.modules[main.__module__].__file__).name}: {error}",
                   file=sys.stderr)
             return 2
@@ -95,23 +102,26 @@ def fill(model, options, rows=500, best_of=1, **given):
     parts = []
     for i in range(0, len(next(iter(given.values()))), rows):
         some = {m: x[i:i + rows].repeat_interleave(best_of, 0) for m, x in given.items()}
-        n = len(next(iter(some.values())))
-        *_, x = model.generate(*model.to_fill(n, **some), **options)
-        parts.append(take(x, best(model, x, best_of)) if best_of > 1 else x)
+        x, free = model.to_fill(len(next(iter(some.values()))), **some)
+        *_, x = model.generate(x, free, **options)
+        parts.append(take(x, best(model, x, free, best_of)) if best_of > 1 else x)
     return {m: torch.cat([x[m] for x in parts]) for m in parts[0]}
 
 
 @torch.no_grad()
-def agreement(model, x):
-    """log p(text | picture) by the model's own reading, in one call: {name: (B, N)} -> (B,)"""
-    free = model.mark_free(x, "text")
+def agreement(model, x, free):
+    """log p(text | picture) by the model's own reading, in one call, of all but the question that
+    was given when these positions were free: {name: (B, N)} each -> (B,)"""
+    words, marks = x["text"].masked_fill(free["text"], -1), model.tokens["text"].marks
+    free = {m: ~question(words, marks) if m == "text" else torch.zeros_like(f)
+            for m, f in free.items()}
     l = model.net(model.corrupt(x, free, 0.), free, 0.)["text"].log_softmax(-1)
     return (entry(l, x["text"])[..., 0] * free["text"]).sum(1)
 
 
-def best(model, x, n):
-    """Of every n rows the one that agrees best: {name: (B·n, N)} -> indices (B,)"""
-    score = agreement(model, x).view(-1, n)
+def best(model, x, free, n):
+    """Of every n rows the one that agrees best: {name: (B·n, N)} each -> indices (B,)"""
+    score = agreement(model, x, free).view(-1, n)
     return score.argmax(1) + n * torch.arange(len(score), device=score.device)
 
 
@@ -150,18 +160,32 @@ def write(model, texts, **options):
 
 # ------------------------------------------------------------------------------ pictures and words
 
-UNREADABLE = OSError, ValueError, SyntaxError, Image.DecompressionBombError
+def first_line(error):
+    """What a library says, in one line."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def open_picture(path):
-    """A picture file, upright, what is transparent on white, in mode L or RGB. It may raise what
-    UNREADABLE names."""
-    with Image.open(path) as file:
-        picture = ImageOps.exif_transpose(file)
-    if picture.mode[0] in "IF":                         # 16 and 32 bits: whatever range it has
-        values = np.asarray(picture, dtype=np.float32)
-        values = (values - values.min()) / max(np.ptp(values), 1e-6)
-        picture = Image.fromarray((255 * values).astype(np.uint8))
+    """A picture file, upright, in mode L or RGB. InputError: it cannot be read, whatever its
+    decoder raises."""
+    try:
+        with Image.open(path) as file:
+            return plain(ImageOps.exif_transpose(file))
+    except FileNotFoundError as error:
+        raise InputError(f"there is no picture {path}") from error
+    except Exception as error:
+        raise InputError(f"{path} is no picture that can be read: {first_line(error)}") from error
+
+
+def plain(picture):
+    """A picture of any mode in L or RGB: what is transparent on white, numbers of 16 and 32 bits
+    over whatever range they have, infinite ones at its ends."""
+    if picture.mode[0] in "IF":
+        values = np.asarray(picture, dtype=np.float64)
+        finite = values[np.isfinite(values)]
+        low, high = finite.min(), finite.max()
+        values = (values.clip(low, high) - low) / max(high - low, 1e-6)
+        picture = Image.fromarray((255 * np.nan_to_num(values)).astype(np.uint8))
     if "A" in picture.mode or "transparency" in picture.info:
         picture = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
@@ -176,19 +200,36 @@ def middle_square(picture, size, channels):
 
 
 def training_form(grey, size):
-    """A digit as in training: light on dark, and if the size differs cut out, scaled to 20/28 of
-    the side and put with its centre of mass in the middle: a picture in mode L -> one of
-    size × size, and what was done, in words. InputError: there is nothing on it."""
-    (darkest, brightest), pixels, done = grey.getextrema(), np.asarray(grey), []
-    border = np.median(np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]]))
-    if brightest - darkest < 26:
-        raise InputError("the picture is empty: all of it has one brightness")
-    if border - darkest > brightest - border:
-        grey, border = ImageOps.invert(grey), 255 - border
+    """A digit as in training, light on black, whatever its ground is; if the size differs, cut
+    out, scaled to 20/28 of the side and put with its centre of mass in the middle: a picture in
+    mode L -> one of size × size, and what was done, in words. InputError: there is no stroke."""
+    resized, done = grey.size != (size, size), []
+    grey = grey.copy()
+    grey.thumbnail((10 * size, 10 * size))
+    pixels = np.asarray(grey, dtype=float) / 255
+    y, x = np.meshgrid(*(np.linspace(-1, 1, n) for n in pixels.shape), indexing="ij")
+    basis, edge = np.stack([x ** 0, x, y, x * x, x * y, y * y], -1), np.ones_like(x, dtype=bool)
+    edge[1:-1, 1:-1], weight = False, 1.
+    for _ in range(10):         # the ground, uneven as it may be: a paraboloid through the border
+        fit = np.linalg.lstsq(weight * basis[edge], (weight * pixels[edge, None])[:, 0])[0]
+        off = np.abs(pixels[edge] - basis[edge] @ fit)
+        weight = (off[:, None] + 0.01) ** -0.5          # by absolute deviations: it may have ink
+    ground = (basis @ fit).clip(0, 1)
+    low, high = np.quantile(pixels - ground, (0.001, 0.999))
+    if high < -low:
+        pixels, ground = 1 - pixels, 1 - ground
         done.append("dark on light turned into light on dark")
-    if grey.size != (size, size):
-        ink = ImageOps.autocontrast(grey.point(lambda value: max(0, value - border)))
-        ink = ink.crop(ink.point(lambda value: 255 * (value > 76)).getbbox())
+    ink = (pixels - ground) / (1 - ground).clip(0.05)   # as far towards white as it may be
+    noise, contrast = 1.5 * np.median(np.abs(ink[edge])), np.quantile(ink, 0.999)
+    if max(high, -low) < 0.1 or contrast < 5 * noise or (ink > contrast / 2).mean() > 0.6:
+        raise InputError("the picture is empty: no stroke stands out from its ground")
+    if np.ptp(ground) > 0.05:
+        done.append("its uneven ground taken away")
+    if resized or high < -low or ground.max() > 0.05:
+        ink = ((ink - noise) / (contrast - noise)).clip(0, 1)
+        grey = Image.fromarray((255 * ink).round().astype(np.uint8))
+    if resized:
+        ink = grey.crop(grey.point(lambda value: 255 * (value > 76)).getbbox())
         ink = ImageOps.contain(ink, [round(size * 20 / 28)] * 2, Image.Resampling.BILINEAR)
         mass, corner = np.asarray(ink, dtype=float), []
         for axis, n in enumerate(ink.size):
@@ -203,12 +244,7 @@ def training_form(grey, size):
 def load_picture(path, model):
     """A picture file as the model's training saw them: -> (1, C, size, size); says what was done.
     InputError: it cannot be read."""
-    try:
-        picture = open_picture(path)
-    except FileNotFoundError as error:
-        raise InputError(f"there is no picture {path}") from error
-    except UNREADABLE as error:
-        raise InputError(f"{path} is no picture that can be read") from error
+    picture = open_picture(path)
     said, patches = [f"{picture.width}×{picture.height} {picture.mode}"], model.tokens["image"]
     done = ["its middle square"]
     if model.hparams.notes["form"] == "digit":
@@ -265,8 +301,13 @@ def preview(images):
     fit = max(1, shutil.get_terminal_size().columns // images.shape[-1])
     wide = torch.cat(list(images[:fit].mean(1).cpu()), 1)
     lines = F.avg_pool2d(wide[None], (2, 1))[0].clamp(0, 1)
+    shades = " ░▒▓█"
+    try:
+        shades.encode(sys.stdout.encoding)
+    except UnicodeError:
+        shades = " .+%@"
     for line in (4 * lines).round().long().tolist():
-        print("".join(" ░▒▓█"[level] for level in line).rstrip())
+        print("".join(shades[level] for level in line).rstrip())
 
 
 def framed(pictures, changed, patch, zoom):
@@ -305,21 +346,17 @@ def film(states, model, path):
 
 
 def present(states, free, model, given):
-    """The result: pictures, films, texts, to files and to the terminal. InputError: a file cannot
-    be written."""
+    """The result: pictures, films, texts, to files and then to the terminal."""
     last, words = states[-1], model.tokens["text"]
-    try:
-        if "image" in free and free["image"].any():
-            pictures = model.tokens["image"].decode(last["image"]).clamp(0, 1)
-            preview(pictures)
-            save_image(F.interpolate(pictures, scale_factor=4), given.out,
-                       nrow=math.ceil(len(pictures) ** 0.5), padding=8, pad_value=0.3)
-            print(f"{given.out}: {len(pictures)} picture{'s' * (len(pictures) > 1)}")
-        if given.gif:
-            print("{}: the generation; {}: the same, changes per patch at the end".format(
-                *film(states, model, given.gif)))
-    except OSError as error:
-        raise InputError(f"{error.filename or given.out} cannot be written: {error}") from error
+    films = film(states, model, given.gif) if given.gif else ()
+    if "image" in free and free["image"].any():
+        pictures = model.tokens["image"].decode(last["image"]).clamp(0, 1)
+        save_image(F.interpolate(pictures, scale_factor=4), given.out,
+                   nrow=math.ceil(len(pictures) ** 0.5), padding=8, pad_value=0.3)
+        preview(pictures)
+        print(f"{given.out}: {len(pictures)} picture{'s' * (len(pictures) > 1)}")
+    for name, what in zip(films, ("the generation", "the same, changes per patch at the end")):
+        print(f"{name}: {what}")
     if "text" not in last:
         print("\n".join(read(model, last["image"])))
     elif given.ask:
@@ -350,6 +387,9 @@ def count_changes(states, free, options):
 
 # ------------------------------------------------------------------------------- the command line
 
+SEED = 0, 2 ** 32 - 1       # the numbers that seed everything
+
+
 def number(kind, least, most=math.inf):
     """An argparse type: a finite int or float from least to most."""
     def parsed(text):
@@ -363,12 +403,13 @@ def number(kind, least, most=math.inf):
 
 
 def file(ending):
-    """An argparse type: a name with this ending in a folder that exists."""
+    """An argparse type: a file with this ending that can be written."""
     def parsed(text):
         path = pathlib.Path(text)
-        if path.suffix.lower() != ending or not path.resolve().parent.is_dir():
+        there = path if path.is_file() else path.resolve().parent
+        if path.suffix.lower() != ending or path.is_dir() or not os.access(there, os.W_OK):
             raise argparse.ArgumentTypeError(f"{text} has to be a name ending in {ending}, in a "
-                                             "folder that exists")
+                                             "folder that exists and can be written to")
         return path
     return parsed
 
@@ -382,7 +423,7 @@ def add_generation(parser):
                         help="default: race; a velocity is a step of Euler along it")
     parser.add_argument("--eta", type=number(float, 0, 1), default=0., help="corrector: share of "
                         "tokens that every step draws anew (default: 0)")
-    parser.add_argument("--guidance", type=number(float, -math.inf), help="g of u + g(c − u), 1 "
+    parser.add_argument("--guidance", type=number(float, -1e3, 1e3), help="g of u + g(c − u), 1 "
                         f"is off (default: {DRAW['guidance']:g} to draw, 1 for text)")
     parser.add_argument("--temperature", type=number(float, 0), help="of x₁ ~ p(x₁ | x_t), 0 is "
                         f"greedy (default: {DRAW['temperature']:g} to draw, "
@@ -415,7 +456,7 @@ def parse(argv=None):
     parser.add_argument("--best-of", type=number(int, 1), default=1, metavar="N", help="draw N "
                         "for each, keep the one of which the model itself reads the caption best")
     add_generation(parser)
-    parser.add_argument("--seed", type=int, help="default: another result every time")
+    parser.add_argument("--seed", type=number(int, *SEED), help="default: another result every time")
     parser.add_argument("--out", type=file(".png"), default="samples.png",
                         help="the picture (default: samples.png)")
     parser.add_argument("--gif", type=file(".gif"),
@@ -478,15 +519,19 @@ def main(argv=None):
         L.seed_everything(given.seed, verbose=False)
     writing, reading = "image" not in model.tokens, given.image and not given.changes
     n = given.n or (1 if writing or reading else 16)
-    x, free = given_and_free(given, model, n * given.best_of)
+    x, free = given_and_free(given, model, n)
+    x, free = ({m: a.repeat_interleave(given.best_of, 0) for m, a in y.items()} for y in (x, free))
     default = WRITE if writing else DRAW if not reading else GAPS if given.prompt else READ
     options = default | generation(given)
     if len(x) == 1:
         options["guidance"] = 1.
-    states = list(tqdm(model.generate(x, free, t=given.from_t or 0., **options), "steps",
-                       options["steps"] + 1, leave=False, delay=2))
+    try:
+        states = list(tqdm(model.generate(x, free, t=given.from_t or 0., **options), "steps",
+                           options["steps"] + 1, leave=False, delay=2))
+    except ValueError as error:
+        raise InputError(str(error)) from error
     if given.best_of > 1:
-        rows = best(model, states[-1], given.best_of)
+        rows = best(model, states[-1], free, given.best_of)
         states, free = [take(state, rows) for state in states], take(free, rows)
     present(states, free, model, given)
     count_changes(states, free, options)

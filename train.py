@@ -19,18 +19,25 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")     # threads that wait do n
 
 import argparse
 import csv
+import gzip
 import inspect
+import io
 import itertools
+import json
 import logging
 import math
 import pathlib
 import random
 import re
+import shlex
+import shutil
 import signal
 import sys
+import tempfile
 import time
 import unicodedata
 import warnings
+import zlib
 
 import lightning as L
 import numpy as np
@@ -46,7 +53,7 @@ from torchvision.datasets import MNIST
 from torchvision.utils import save_image
 
 from fudoki import LOSSES, PATHS, SCHEDULES, TRUNKS, Fudoki, Patches, Text
-from sample import (DRAW, UNREADABLE, WRITE, InputError, add_generation, command, draw, file,
+from sample import (DRAW, SEED, WRITE, InputError, add_generation, command, draw, file, first_line,
                     generation, middle_square, number, open_model, open_picture, read, write)
 
 PRESETS = {         # what they cost and reach: tests/bench/*.csv, README
@@ -66,7 +73,10 @@ PRESETS = {         # what they cost and reach: tests/bench/*.csv, README
 TRAINER = dict(accelerator="auto", devices="auto", num_nodes=1, strategy="auto", precision="auto")
 CHOICES = dict(path=PATHS, trunk=TRUNKS, loss=LOSSES, schedule=SCHEDULES)
 LIMITS = dict(batch=(2,), share=(0.01, 0.99), drop=(0, 1), ask=(0, 0.99), freeze=(0, 0.99),
-              t_power=(0.01,), max_minutes=(1e-3,), ema=(0, 1), threads=(0,), seed=(0,))
+              t_power=(0.01,), max_minutes=(1e-3,), ema=(0, 1), threads=(0, 1024), seed=SEED,
+              codes=(2,))
+OF_A_RUN = {*TRAINER, "preset", "resume", "steps", "max_minutes", "val_every", "drawings", "threads",
+            "seed", "test_images", "data_dir", "data", "text"}      # the rest is of the model
 HELP = dict(
     codes="size of the codebook of patches", patch="side of a patch in pixels",
     path="from noise to data", exponent="of the distance; FUDOKI 4, URSA 2",
@@ -92,6 +102,7 @@ HELP = dict(
     shift="predict token i from the backbone's state of token i − 1, as it learned to",
     freeze="share of the training in which the backbone's words are kept as they are")
 SIZE = 28           # side of a picture in pixels
+RUNS = pathlib.Path("runs")
 
 
 def options_of(path):
@@ -113,8 +124,19 @@ def add_flag(parser, name, default, note):
     parser.add_argument("--" + name.replace("_", "-"), **how, help=help)
 
 
+def settings(path):
+    """How the model of a checkpoint was made. InputError: it is not there, or does not say."""
+    if not path.exists():
+        raise InputError(f"nothing to go on from: there is no {path}")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)["callbacks"]["Keep"]["run"]
+    except Exception as error:
+        raise InputError(f"{path} is damaged, or of another version of fudoki") from error
+
+
 def parse(argv=None):
-    """The settings of a run: the preset's, overridden by flags."""
+    """The settings of a run: the preset's, or those of the checkpoint to be resumed, overridden by
+    flags. What the model was made with cannot be."""
     parser = argparse.ArgumentParser(description=__doc__, prog="train.py", allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", choices=PRESETS, help="default: toy, or folder for --data")
@@ -132,12 +154,18 @@ def parse(argv=None):
                             help=f"of Lightning's Trainer (default: {value})")
     given = {k: v for k, v in vars(parser.parse_args(argv)).items() if v is not None}
     given = {"preset": "folder" if "data" in given else "toy"} | given
-    text = PRESETS["text"] if "text" in given else {}
+    text, path = PRESETS["text"] if "text" in given else {}, RUNS / given["preset"] / "model.ckpt"
+    saved = settings(path) if given["resume"] else {}
     run = argparse.Namespace(**{"data_dir": None} | TRAINER | PRESETS["toy"] | text
-                             | PRESETS[given["preset"]] | given)
-    run.path_options = {name: given[name] for name in options if name in given}
+                             | PRESETS[given["preset"]] | saved | given)
+    run.path_options = saved.get("path_options", {}) | {k: given[k] for k in options if k in given}
     for name in set(run.path_options) - set(options_of(run.path)):
         parser.error(f"--{name} is no option of --path {run.path}")
+    was = saved | options_of(run.path) | saved.get("path_options", {})
+    for name in given.keys() - OF_A_RUN if saved else ():
+        if given[name] != was[name]:
+            parser.error(f"--{name.replace('_', '-')} {given[name]} contradicts {path}, which has "
+                         f"{was[name]}; leave it out, or train anew without --resume")
     run.size = run.image_size if run.data else SIZE
     if run.size % run.patch:
         parser.error(f"--patch {run.patch} does not divide the picture's side, {run.size}")
@@ -201,26 +229,69 @@ def rendered(count, seed):
     return F.grid_sample(glyphs, grid, align_corners=False).clamp(0, 1), digits
 
 
-def load_digits(run):
-    """(images, digits) for training and for testing, and where they are from. InputError: there
-    is no MNIST in --data-dir. Without a network: rendered digits, said loudly."""
-    if run.preset == "smoke":
-        return (rendered(run.train_images, run.seed), rendered(run.test_images, run.seed + 1),
-                "digits rendered with a font")
+def read_idx(folder, name):
+    """One of MNIST's four files, gzipped or not: its path and its numbers. InputError: it is not
+    there, or not whole."""
+    path = min(folder.glob(f"*{name}?idx*"), default=None)
+    if not path:
+        raise InputError(f"{folder} has no {name}-idx… file; all four of MNIST's are needed")
     try:
-        train, test = ((s.data[:, None] / 255, s.targets) for s in (
-            MNIST(run.data_dir or "data", train=train, download=True) for train in (True, False)))
-        origin = "MNIST"
-    except (OSError, RuntimeError) as error:
-        if run.data_dir:
-            raise InputError(f"--data-dir {run.data_dir} holds no MNIST: it needs "
-                             "MNIST/raw/train-images-idx3-ubyte.gz and its three companions") \
-                from error
-        print("MNIST CANNOT BE DOWNLOADED: training on digits rendered with a font instead. "
-              "Nothing below is about MNIST. --data-dir FOLDER uses a copy.", flush=True)
-        train = rendered(min(20_000, run.train_images), run.seed)
-        test = rendered(run.test_images, run.seed + 1)
-        origin = "digits rendered with a font, since MNIST could not be downloaded"
+        data = path.read_bytes()
+        data = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
+        if data[:3] != b"\0\0\x08":
+            raise ValueError(f"it begins with {data[:9]!r}, not as a file of MNIST's format does")
+        shape = np.frombuffer(data, ">u4", data[3], offset=4).tolist()
+        return path, torch.frombuffer(bytearray(data), dtype=torch.uint8,
+                                      offset=4 + 4 * data[3]).view(shape)
+    except (OSError, EOFError, IndexError, ValueError, RuntimeError, zlib.error) as error:
+        raise InputError(f"{path} cannot be read: {first_line(error)}") from error
+
+
+def read_digits(folder, name, patch):
+    """Pictures (N, 1, size, size) in [0, 1] of any size, and digits (N,). InputError: they are not
+    that, or do not belong together."""
+    (path, images), (beside, digits) = (
+        read_idx(folder, f"{name}-{what}") for what in ("images", "labels"))
+    side, wrong = images.shape[-1], None
+    if images.ndim != 3 or images.shape[1] != side or side < 4 or side % patch:
+        wrong = (f"{path} has pictures of {'×'.join(map(str, images.shape[1:]))}; they have to be "
+                 f"squares which --patch {patch} divides")
+    elif digits.shape != images.shape[:1] or len(digits) < 20:
+        wrong = f"{beside} has {len(digits)} labels for {len(images)} pictures; at least 20 of " \
+                "each are needed"
+    elif digits.max() > 9:
+        wrong = f"{beside} has the label {digits.max()}; known are 0 to 9"
+    if wrong:
+        raise InputError(wrong)
+    return images[:, None] / 255, digits.long()
+
+
+def load_digits(run):
+    """(images, digits) for training and for testing, and where they are from. Nothing is written
+    into a folder that has some. InputError: they are not as they have to be. Without a network:
+    rendered digits, said loudly."""
+    folder = pathlib.Path(run.data_dir or "data")
+    made, origin = run.preset == "smoke" and not run.data_dir, "digits rendered with a font"
+    if not (made or run.data_dir or any(folder.glob("MNIST/raw/*"))):
+        try:
+            with tempfile.TemporaryDirectory() as new:
+                MNIST(new, download=True)
+                shutil.copytree(new, folder, dirs_exist_ok=True)
+        except (OSError, RuntimeError):
+            print("MNIST CANNOT BE DOWNLOADED: training on digits rendered with a font instead. "
+                  "Nothing below is about MNIST. --data-dir FOLDER uses a copy.", flush=True)
+            made, origin = True, origin + ", since MNIST could not be downloaded"
+    if made:                            # odd seeds are for testing, whatever a resumed run's is
+        train = rendered(min(20_000, run.train_images), 2 * run.seed)
+        test = rendered(run.test_images, 2 * run.seed + 1)
+    else:
+        origin = f"the digits in {folder.resolve().name}" if run.data_dir else "MNIST"
+        folder = next((f for f in (folder / "MNIST/raw", folder / "raw", folder)
+                       if any(f.glob("*idx*"))), folder / "MNIST/raw")
+        train, test = (read_digits(folder, name, run.patch) for name in ("train", "t10k"))
+        if train[0].shape[1:] != test[0].shape[1:]:
+            raise InputError(f"{folder}: the pictures of train and t10k have different sizes")
+        run.size = train[0].shape[-1]
     return (tuple(part[:run.train_images] for part in train),
             tuple(part[:run.test_images] for part in test), origin)
 
@@ -230,11 +301,11 @@ def load_digits(run):
 class Judge(nn.Module):
     """A small CNN that has seen real digits only, and tells what a drawn one shows."""
 
-    def __init__(self):
+    def __init__(self, size=SIZE):
         super().__init__()
         self.body = nn.Sequential(nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
                                   nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
-                                  nn.Flatten(), nn.Linear(32 * (SIZE // 4) ** 2, 64), nn.ReLU())
+                                  nn.Flatten(), nn.Linear(32 * (size // 4) ** 2, 64), nn.ReLU())
         self.head = nn.Linear(64, 10)
 
     def fit(self, images, digits):
@@ -253,7 +324,7 @@ class Judge(nn.Module):
 
     @torch.no_grad()
     def forward(self, images):
-        """Features (B, 64) and digits (B,) of pictures (B, 1, 28, 28)."""
+        """Features (B, 64) and digits (B,) of pictures (B, 1, size, size)."""
         features = torch.cat([self.body(some) for some in images.split(1000)])
         return features, self.head(features).argmax(-1)
 
@@ -286,25 +357,33 @@ def same_words(texts, truth):
     """The shares of texts that are right altogether, and of the words of truth in their place."""
     whole = sum(a == b for a, b in zip(texts, truth)) / len(truth)
     words = [(x == y) for a, b in zip(texts, truth)
-             for x, y in itertools.zip_longest(a.split(), b.split()) if y is not None]
+             for x, y in itertools.zip_longest(words_of(a), words_of(b)) if y is not None]
     return whole, sum(words) / max(1, len(words))
 
 
+# A word has letters, digits and what is written above and below them; a letter of a script that
+# is written without spaces is a word. A character is all that is written in one place.
+TOGETHER = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
+WORDS = pre_tokenizers.Split(
+    Regex(rf"[{TOGETHER}]\p{{M}}*|[\w\p{{M}}&&[^{TOGETHER}]]+|[^\w\s\p{{M}}]+"), "removed", True)
+CHARACTERS = pre_tokenizers.Split(Regex(r"\X"), "isolated")
+
+
 def words_of(text):
-    """The words of a text, in lower case."""
-    return re.findall(r"[^\W\d_]+", text.lower())
+    """The words and punctuation marks of a text, in lower case."""
+    return [word for word, _ in WORDS.pre_tokenize_str(text.lower())]
 
 
 def tokenizer(texts, characters=False, eos=()):
     """A tokenizer, as JSON, of the words and punctuation marks of some texts, in lower case, or of
     their characters. What they do not have is an error; `eos` is another word, the last one."""
-    made, split = Tokenizer(models.WordLevel()), pre_tokenizers.Whitespace()
+    made, split = Tokenizer(models.WordLevel()), WORDS
     made.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
     made.decoder = decoders.Sequence([              # a space before a word that is not the first
-        decoders.Replace(Regex(r"^(?=\w)"), " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+        decoders.Replace(Regex(rf"^(?=[\w&&[^{TOGETHER}]])"), " "), decoders.Fuse(),
+        decoders.Strip(" ", 1, 0)])
     if characters:
-        split = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
-        made.normalizer, made.decoder = normalizers.NFC(), decoders.Fuse()
+        split, made.normalizer, made.decoder = CHARACTERS, normalizers.NFC(), decoders.Fuse()
     made.pre_tokenizer = split
     words = {word for text in texts
              for word, _ in split.pre_tokenize_str(made.normalizer.normalize_str(text))}
@@ -319,7 +398,7 @@ def k_means(points, k, rounds=20):
     """At most k centres of points (N, D) by Lloyd's rounds -> (≤ k, D), no two alike. The first is
     0, the blank patch, and the blank points are its own; an empty centre starts again at random,
     and one that is empty at the end is left out."""
-    points = points[points.abs().sum(-1) > 0]
+    points = torch.cat([points[points.abs().sum(-1) > 0], 0 * points[:1]])
     centres = points[torch.randint(len(points), (k,))]
     for _ in range(rounds + 1):
         centres[0] = 0
@@ -357,32 +436,72 @@ def load_backbone(name, shift):
         model = AutoModelForCausalLM.from_pretrained(
             name, trust_remote_code=False, use_safetensors=True, dtype="float32")
         json = words.backend_tokenizer.to_str()
-    except (OSError, ValueError, AttributeError, ImportError, KeyError, RuntimeError) as error:
+    except Exception as error:          # whatever these libraries and their files say
         raise InputError(f"the backbone {name} cannot be loaded; it has to be the folder of a "
                          "causal language model with safetensors and tokenizer.json, or the name "
-                         "of one on the Hugging Face hub, which needs a network") from error
-    eos = words.eos_token_id
-    if eos is None:
-        raise InputError(f"the tokenizer of the backbone {name} has no token that ends a text")
+                         "of one on the Hugging Face hub, which needs a network: "
+                         + first_line(error)) from error
+    embedding, eos = model.get_input_embeddings().weight.detach(), words.eos_token_id
+    if eos is None or len(words) > len(embedding):
+        raise InputError(f"the tokenizer of the backbone {name} has no token that ends a text, or "
+                         "more tokens than its model")
     bos = eos if words.bos_token_id is None else words.bos_token_id
     config = {k: v for k, v in model.config.to_dict().items()
               if k not in ("_name_or_path", "architectures", "transformers_version")}
     options = dict(trunk="backbone", pretrained=model,
                    trunk_options=dict(config=config, bos=bos, shift=shift))
-    return options, json, eos, F.normalize(model.get_input_embeddings().weight.detach())
+    return options, json, eos, F.normalize(embedding)
+
+
+@torch.no_grad()
+def check_backbone(name, trunk, model, n):
+    """InputError unless a trunk that was made of a causal language model has the model's own
+    logits when it looks back only, and is changed at each of n places by the last token."""
+    words, logits = trunk.vocabulary
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", math.inf)
+    few, x, wrong = torch.arange(3)[None], torch.arange(n)[None] % len(words.weight), None
+    try:
+        back = torch.full((1, 1, 3, 3), torch.finfo(torch.float32).min).triu(1)
+        h = trunk.body(inputs_embeds=words(few), attention_mask=back, position_ids=few,
+                       use_cache=False).last_hidden_state
+        own = model(few).logits
+        if not torch.allclose(logits(h), own, rtol=1e-3, atol=1e-3 * own.std().item()):
+            wrong = "its logits are others when its embeddings and its mask are given to it"
+        elif n + 1 > limit:
+            wrong = f"{n + 1} tokens are too many for it, it has {limit} positions"
+        else:
+            a, b = (trunk(words(torch.cat([x[:, :-1], few[:, i:i + 1]], 1)), None, None, None)
+                    for i in (0, 1))
+            if not (a != b).any(-1).all():
+                wrong = "its mask cannot be taken away, what comes later changes nothing"
+    except Exception as error:
+        wrong = first_line(error)
+    if wrong:
+        raise InputError(f"the backbone {name} ({model.config.model_type}) cannot be made to look "
+                         f"both ways: {wrong}")
 
 
 def make(run, tokens, frequency, notes, **backbone):
-    """A new model with the settings of a run."""
+    """A new model with the settings of a run. InputError: the data have one kind of token only,
+    or the backbone is not fit for it."""
+    for m, count in frequency.items():
+        if (count > 0).sum() < 2:
+            raise InputError(f"all {m} tokens of {notes['data']} are alike: there is nothing to "
+                             "learn")
     trunk = {k: getattr(run, k) for k in ("width", "depth", "heads")}
-    settings = "path path_options loss lr weight_decay t_power share drop freeze".split()
-    return Fudoki(tokens, frequency, notes=notes, **dict(trunk=run.trunk, trunk_options=trunk)
-                  | backbone | {k: getattr(run, k) for k in settings})
+    names = "path path_options loss lr weight_decay t_power share drop freeze".split()
+    model = Fudoki(tokens, frequency, notes=notes, **dict(trunk=run.trunk, trunk_options=trunk)
+                   | backbone | {k: getattr(run, k) for k in names})
+    if backbone:
+        check_backbone(run.backbone, model.net.trunk, backbone["pretrained"],
+                       sum(kind.length for kind in model.tokens.values()))
+    return model
 
 
 class Pictures:
-    """Data: pictures with captions; what a kind of them adds is where they are from, `report`,
-    `text` (the arguments of Text), `notes` and `examples`, captions drawn at every validation."""
+    """Data: pictures with captions; what a kind of them adds is `train`, `held_out` for validation
+    and `test`, each pictures and labels, where they are from, `report`, `text` (the arguments of
+    Text), `notes` and `examples`, captions drawn at every validation."""
 
     def build(self, run):
         """A new model whose codebook, words and schedules fit the data."""
@@ -408,9 +527,10 @@ class Pictures:
 
     def tokens(self, model):
         """Training and validation rows."""
-        rows, n = self.rows(model, *self.train)[0], min(1000, len(self.train[0]) // 10)
-        return (Rows(**{m: x[n:] for m, x in rows.tokens.items()}),
-                Rows(**{m: x[:n] for m, x in rows.tokens.items()}))
+        some = (part[:1000] for part in self.held_out)
+        return self.rows(model, *self.train)[0], self.rows(model, *some)[0]
+
+    prompt = property(lambda self: self.examples[-3:][0])   # what to try first
 
     def sample(self, model, path):
         """Draws the examples: path.png."""
@@ -423,7 +543,9 @@ class Digits(Pictures):
     examples = [f"a {a} {b} {c}" for a in WEIGHTS for b in SLANTS for c in DIGITS]
 
     def __init__(self, run):
-        self.train, self.test, self.origin = load_digits(run)
+        (images, digits), self.test, self.origin = load_digits(run)
+        n = min(1000, len(images) // 10)
+        self.train, self.held_out = (images[n:], digits[n:]), (images[:n], digits[:n])
         self.ask = 0. if run.backbone else run.ask
         asked = [text for caption in self.examples for text in questions(caption) if self.ask]
         self.text = [tokenizer(self.examples + asked), 4]
@@ -446,7 +568,7 @@ class Digits(Pictures):
         *other* test images, of the drawings and of as many decoded real ones. -> columns, rows"""
         order, n, nan = torch.randperm(len(self.test[0])), run.drawings, math.nan
         images, digits = (part[order] for part in self.test)        # MNIST's are sorted by writer
-        judge = Judge().fit(*self.train)
+        judge = Judge(images.shape[-1]).fit(*self.train)
         rows, truth = self.rows(model, images, digits)
         tokens = rows.tokens["image"].to(model.device)
         decoded = model.tokens["image"].decode(tokens).cpu()
@@ -488,11 +610,9 @@ class Folder(Pictures):
     captions = staticmethod(lambda images, texts: texts)
 
     def __init__(self, run):
-        images, texts = load_folder(run)
-        order = torch.randperm(len(images))
-        images, texts = images[order], [texts[i] for i in order]
-        n = max(1, len(images) // 10)
-        self.train, self.test = (images[n:], texts[n:]), (images[:n], texts[:n])
+        images, texts, (a, b) = load_folder(run)
+        self.test, self.held_out, self.train = (
+            (images[rows], texts[rows]) for rows in (slice(a), slice(a, b), slice(b, None)))
         self.origin = f"the folder {pathlib.Path(run.data).resolve().name}"
         json = tokenizer(texts, eos=["<end>"])
         words = Text(json, math.inf)
@@ -524,38 +644,76 @@ class Folder(Pictures):
              len(drawn) / (end - middle), math.nan)]
 
 
+FILE = "filename file image imagefile imagepath path filepath imagename img picture".split()
+TEXT = "text caption captions description prompt title label".split()
+
+
+def metadata(folder):
+    """Rows (line, file name, caption) of a folder's metadata.csv or metadata.jsonl, and which of
+    them it is. InputError: there is none, it cannot be read, or it has other columns."""
+    path = next((p for p in folder.glob("metadata.jsonl")), folder / "metadata.csv")
+    rows, n = [], 0
+    try:
+        data = path.read_bytes()
+        text = data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
+        if path.suffix == ".jsonl":
+            for n, line in enumerate(text.split("\n"), 1):
+                rows += [(n, dict(json.loads(line)))] if line.strip() else []
+        else:
+            sign = max(",;\t|", key=text.partition("\n")[0].count)
+            reader = csv.reader(io.StringIO(text, newline=""), delimiter=sign,
+                                skipinitialspace=True)
+            head = next(reader, [])
+            for fields in filter(None, reader):     # what is left over belongs to the last column
+                n, last = reader.line_num, len(head) - 1
+                rows.append((n, dict(zip(head, [*fields[:last], sign.join(fields[last:])]))))
+    except (OSError, ValueError, TypeError, csv.Error) as error:
+        raise InputError(f"{path} cannot be read, line {n + 1}: {first_line(error)}; it has to be "
+                         "in UTF-8, with the columns file_name and text") from error
+    names = {re.sub("[^a-z]", "", str(name).lower()): name for _, row in rows for name in row}
+    file, text = (next((names[k] for k in known if k in names), None) for known in (FILE, TEXT))
+    if rows and None in (file, text):
+        raise InputError(f"{path} has the columns {', '.join(map(str, names.values()))}; it has "
+                         "to have file_name and text")
+    return [(n, str(row.get(file) or ""), str(row.get(text) or "")) for n, row in rows], path
+
+
 def load_folder(run):
     """Pictures (N, C, size, size) in [0, 1], cropped to a square, and N captions, of a folder's
-    metadata.csv (file_name, text). Pictures that cannot be read are named and skipped. InputError:
-    no such folder, a row without a caption or outside of the folder, fewer than 20 pictures."""
-    folder = pathlib.Path(run.data)
-    try:
-        with open(folder / "metadata.csv", newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, UnicodeError, csv.Error) as error:
-        raise InputError(f"{folder / 'metadata.csv'} cannot be read; it has to be a CSV file with "
-                         "the columns file_name and text") from error
-    pictures, texts = [], []
-    for number, row in enumerate(rows, 2):
-        name, text = row.get("file_name"), row.get("text")
-        if not (name and text and re.search(r"\w", text)):
-            raise InputError(f"{folder / 'metadata.csv'}, line {number}: file_name or text is "
-                             "missing")
-        if not (folder / name).resolve().is_relative_to(folder.resolve()):
-            raise InputError(f"{folder / 'metadata.csv'}, line {number}: {name} lies outside of "
-                             "the folder")
+    metadata; "___" is a blank, so captions have at most "__". Pictures that cannot be read are
+    named and skipped. The order, by checksum, belongs to the pictures alone: the third result is
+    where the rows for testing end, the first ones, and then those for validation, a tenth of the
+    pictures each. InputError: no such folder, a row without a caption or outside of it, fewer
+    than 20 pictures."""
+    folder, rows, seen = pathlib.Path(run.data), [], {}
+    given, path = metadata(folder)
+    inside = os.path.abspath(folder)            # a link may point anywhere, `..` may not
+    for line, name, text in given:
+        file = os.path.abspath(os.path.join(inside, name.strip().replace("\\", "/")))
+        if not (name.strip() and re.search(r"\w", text)):
+            raise InputError(f"{path}, line {line}: file_name or text is missing")
+        if not pathlib.Path(file).is_relative_to(inside):
+            raise InputError(f"{path}, line {line}: {name} lies outside of the folder")
         try:
-            pictures.append(ImageOps.fit(open_picture(folder / name), (run.size, run.size)))
-            texts.append(text)
-        except UNREADABLE as error:
-            print(f"skipped {name}: {error}", file=sys.stderr)
-    if len(pictures) < len(rows):
-        print(f"{len(rows) - len(pictures)} of {len(rows)} pictures were skipped", file=sys.stderr)
-    if len(pictures) < 20:
-        raise InputError(f"{folder} has {len(pictures)} pictures that can be read; at least 20 "
-                         "are needed")
-    channels = 1 if all(picture.mode == "L" for picture in pictures) else 3
-    return torch.stack([middle_square(picture, run.size, channels) for picture in pictures]), texts
+            if file not in seen:
+                picture = ImageOps.fit(open_picture(file), (run.size, run.size))
+                seen[file] = zlib.crc32(pathlib.Path(file).read_bytes()), picture
+            rows.append((*seen[file], re.sub("_{3,}", "__", text.strip())))
+        except InputError as error:
+            print(f"skipped {name}: {first_line(error.__cause__)}", file=sys.stderr)
+    if len(rows) < len(given):
+        print(f"{len(given) - len(rows)} of {len(given)} pictures were skipped", file=sys.stderr)
+    sums = sorted({checksum for checksum, _, _ in rows})
+    if len(sums) < 20:
+        raise InputError(f"{folder} has {len(sums)} different pictures that can be read; at least "
+                         "20 are needed")
+    rows.sort(key=lambda row: row[0])
+    tenths = [sum(checksum < part * 2 ** 32 / 10 for checksum in sums) for part in (1, 2)]
+    a, b = max(1, tenths[0]), max(2, tenths[0] + 1, tenths[1])
+    channels = 1 if all(picture.mode == "L" for _, picture, _ in rows) else 3
+    images = torch.stack([middle_square(picture, run.size, channels) for _, picture, _ in rows])
+    parts = [sum(checksum < sums[n] for checksum, _, _ in rows) for n in (a, b)]
+    return images, [text for _, _, text in rows], parts
 
 
 class Corpus:
@@ -578,6 +736,7 @@ class Corpus:
         if len(self.test) < 10 * run.length:
             raise InputError(f"the text has {len(text)} characters; --length {run.length} needs "
                              f"at least {100 * run.length}")
+        self.prompt = " ".join(self.test[:run.length // 2].split()[:3]).strip("-_") + "___"
 
     def build(self, run):
         """A new model whose words and schedule fit the data."""
@@ -585,7 +744,7 @@ class Corpus:
         if run.backbone:
             options, json, self.eos, embedding = load_backbone(run.backbone, run.shift)
         else:
-            json = tokenizer(set(self.train + self.test), characters=True)
+            json = tokenizer([self.train, self.test], characters=True)
         text = [json, run.length, None, True, embedding]
         words = Text(*text)
         frequency = torch.bincount(self.stream(words, self.train), minlength=len(words.embedding))
@@ -626,7 +785,7 @@ class Corpus:
                     losses.append(model.loss(x_1, model.mark_free(x_1, "text"), t)[0].item())
             rows.append((f"held-out cross-entropy at t = {t:.2f}", sum(losses) / len(losses)))
         for what, texts in (("held-out", [self.test]), ("written", written)):
-            words = [word for text in texts for word in words_of(text)[1:-1]]
+            words = [word for text in texts for word in words_of(text)[1:-1] if any(map(str.isalpha, word))]
             share = sum(word in known for word in words) / max(1, len(words))
             rows.append((f"share of {what} words that the training text has", share))
         return ("value",), rows
@@ -667,17 +826,29 @@ class Muon(torch.optim.AdamW):
         return loss
 
 
+class Order(RandomSampler):
+    """Rows in random order, which a resumed run takes up where it was."""
+    start = 0
+
+    def __iter__(self):
+        return itertools.islice(super().__iter__(), self.start, None)
+
+
 class Keep(L.Callback):
     """Sample grids and checkpoints at every validation, and at the end however it comes. It has to
     stand before the averaging, so that it draws with the averaged weights and saves both kinds."""
 
-    def __init__(self, data, run, folder):
-        self.data, self.run, self.folder, self.fresh = data, run, folder, not run.resume
-        self.signal, self.handlers, self.resumed_at = None, {}, math.inf
+    def __init__(self, run, folder):
+        self.run, self.folder, self.fresh, self.noise = run, folder, not run.resume, None
+        self.data, self.signal, self.handlers, self.resumed_at = None, None, {}, math.inf
 
     def state_dict(self):
-        """How the model was made, which `score` wants to know from its checkpoint."""
-        return vars(self.run)
+        """How the model was made, and where its random numbers are."""
+        return dict(run=vars(self.run), cpu=torch.get_rng_state(),
+                    cuda=torch.cuda.get_rng_state_all())
+
+    def load_state_dict(self, state):
+        self.noise = state
 
     def stop(self, number, frame):
         """A signal handler: end after this step."""
@@ -686,11 +857,23 @@ class Keep(L.Callback):
     def on_train_start(self, trainer, model):
         self.trainer, self.resumed_at = trainer, trainer.global_step
         self.handlers = {n: signal.signal(n, self.stop) for n in (signal.SIGINT, signal.SIGTERM)}
+        if self.noise:
+            torch.set_rng_state(self.noise["cpu"])
+            if len(self.noise["cuda"]) == torch.cuda.device_count():
+                torch.cuda.set_rng_state_all(self.noise["cuda"])
+
+    def check(self, trainer):
+        """InputError: the training has gone wrong. What was saved before stays."""
+        if not all(p.isfinite().all() for p in trainer.lightning_module.parameters()):
+            raise InputError(f"the weights are not finite at step {trainer.global_step}; try a "
+                             "lower --lr")
 
     def on_train_batch_end(self, trainer, model, outputs, batch, index):
-        if trainer.global_step % 20 == 0 and not torch.isfinite(outputs["loss"]):
-            raise InputError(f"the loss is {outputs['loss'].item()} at step "
-                             f"{trainer.global_step}; try a lower --lr")
+        if trainer.global_step % 20 == 0:
+            self.check(trainer)
+
+    def on_validation_start(self, trainer, model):
+        self.check(trainer)
 
     def on_validation_epoch_end(self, trainer, model):
         if trainer.is_global_zero:
@@ -705,12 +888,16 @@ class Keep(L.Callback):
 
     def save(self, trainer):
         """model.ckpt, whole or not at all; an older run's becomes previous.ckpt."""
+        self.check(trainer)
         path, new = self.folder / "model.ckpt", self.folder / "model.part"
-        trainer.save_checkpoint(new)
-        if trainer.is_global_zero:
-            if self.fresh and path.exists():
-                path.replace(self.folder / "previous.ckpt")
-            new.replace(path)
+        try:
+            trainer.save_checkpoint(new)
+            if trainer.is_global_zero:
+                if self.fresh and path.exists():
+                    path.replace(self.folder / "previous.ckpt")
+                new.replace(path)
+        finally:
+            new.unlink(missing_ok=True)
         self.fresh = False
 
     def on_train_end(self, trainer, model):
@@ -726,9 +913,8 @@ class Keep(L.Callback):
             signal.signal(number, handler)
 
 
-def fit(model, data, run, folder):
-    """Trains with Lightning; the model ends with its averaged weights. -> the Keep callback and
-    samples per second, validations included"""
+def make_trainer(run, keep):
+    """Lightning's Trainer with the settings of a run. InputError: it refuses them."""
     if run.precision == "auto":
         on_gpu = torch.cuda.is_available() and run.accelerator in ("auto", "gpu", "cuda")
         half = "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported() else "16-mixed"
@@ -737,26 +923,39 @@ def fit(model, data, run, folder):
     def average(mean, now, n):          # at first the mean follows closely, it has seen little
         return torch.lerp(mean, now, 1 - ((1 + n) / (10 + n)).clamp(max=run.ema))
 
-    keep, (training, held_out) = Keep(data, run, folder), data.tokens(model)
-    trainer = L.Trainer(
-        **{name: getattr(run, name) for name in TRAINER}, max_steps=run.steps,
-        max_time={"minutes": run.max_minutes} if run.max_minutes < math.inf else None,
-        gradient_clip_val=1.0,
-        val_check_interval=run.val_every, check_val_every_n_epoch=None, num_sanity_val_steps=0,
-        enable_model_summary=False, enable_checkpointing=False, log_every_n_steps=50,
-        logger=CSVLogger(folder, "log"),
-        callbacks=[TQDMProgressBar(refresh_rate=10), keep,
-                   WeightAveraging(use_buffers=False, avg_fn=average)])
-    same = dict(collate_fn=lambda batch: batch)
-    sampler = RandomSampler(training, num_samples=run.steps * run.batch)
-    loaders = (DataLoader(training, run.batch, sampler=sampler, **same),
+    try:
+        return L.Trainer(
+            **{name: getattr(run, name) for name in TRAINER}, max_steps=run.steps,
+            max_time={"minutes": run.max_minutes} if run.max_minutes < math.inf else None,
+            gradient_clip_val=1.0,
+            val_check_interval=run.val_every, check_val_every_n_epoch=None, num_sanity_val_steps=0,
+            enable_model_summary=False, enable_checkpointing=False, log_every_n_steps=50,
+            logger=CSVLogger(keep.folder, "log"),
+            callbacks=[TQDMProgressBar(refresh_rate=10), keep,
+                       WeightAveraging(use_buffers=False, avg_fn=average)])
+    except Exception as error:
+        raise InputError(f"Lightning: {first_line(error)}") from error
+
+
+def fit(trainer, keep, model, data, run):
+    """Trains with Lightning; the model ends with its averaged weights. -> samples per second,
+    validations included"""
+    L.seed_everything(run.seed, verbose=False)          # what follows is the same when resumed
+    keep.data, (training, held_out), same = data, data.tokens(model), dict(
+        collate_fn=lambda batch: batch, generator=torch.Generator())
+    order = Order(training, num_samples=run.steps * run.batch,
+                  generator=torch.Generator().manual_seed(run.seed))
+    path = keep.folder / "model.ckpt" if run.resume else None
+    if path:
+        order.start = run.batch * torch.load(path, map_location="cpu", weights_only=True)[
+            "global_step"]
+    loaders = (DataLoader(training, run.batch, sampler=order, **same),
                DataLoader(held_out, max(1, len(held_out) // 10), **same))
-    started, resume = time.time(), folder / "model.ckpt" if run.resume else None
-    model.optimizer = Muon
-    trainer.fit(model, *loaders, ckpt_path=resume, weights_only=True)
+    started, model.optimizer = time.time(), Muon
+    trainer.fit(model.train(), *loaders, ckpt_path=path, weights_only=True)
     model.to(trainer.strategy.root_device).eval()       # Lightning hands it back on the CPU
     steps = max(0, trainer.global_step - keep.resumed_at)
-    return keep, steps * run.batch / (time.time() - started)
+    return steps * run.batch / (time.time() - started)
 
 
 def report(model, data, run, options, file, **same):
@@ -809,7 +1008,7 @@ def parse_score(argv):
         parser.add_argument("--" + name, help="where its data are, if not where they were")
     parser.add_argument("--drawings", type=number(int, 1),
                         help="images drawn (default: as in training)")
-    parser.add_argument("--seed", type=int, help="of the report (default: that of the training)")
+    parser.add_argument("--seed", type=number(int, *SEED), help="of the report (default: that of the training)")
     parser.add_argument("--csv", type=file(".csv"), help="adds the report to this file")
     return parser.parse_args(argv)
 
@@ -818,10 +1017,8 @@ def score(argv):
     """The report of a checkpoint with any options of generation, without training."""
     given = parse_score(argv)
     model, path = open_model(given.checkpoint)
-    saved = torch.load(path, map_location="cpu", weights_only=True)
-    if not saved["callbacks"].get("Keep"):
-        raise InputError(f"{path} is of an older version, which did not save its settings")
-    run = argparse.Namespace(**saved["callbacks"]["Keep"])
+    run = argparse.Namespace(**PRESETS["toy"] | settings(path))
+    steps = torch.load(path, map_location="cpu", weights_only=True)["global_step"]
     for name in ("data_dir", "data", "text", "drawings"):
         setattr(run, name, getattr(given, name) or getattr(run, name))
     if given.guidance and "image" not in model.tokens:
@@ -830,7 +1027,7 @@ def score(argv):
     quietly(run)
     data = dataset(run)
     run.seed = run.seed if given.seed is None else given.seed
-    report(model, data, run, options, given.csv, training_steps=saved["global_step"],
+    report(model, data, run, options, given.csv, training_steps=steps,
            checkpoint=path, **options, command=" ".join(["python train.py score", *argv]))
 
 
@@ -844,34 +1041,36 @@ def main(argv=None):
 def train(argv):
     """Data, codebook, model, training, report."""
     run, started = parse(argv), time.time()
-    folder = pathlib.Path("runs") / run.preset
-    if run.resume and not (folder / "model.ckpt").exists():
-        raise InputError(f"nothing to go on from: there is no {folder / 'model.ckpt'}")
+    folder = RUNS / run.preset
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if not (there.is_dir() and os.access(there, os.W_OK)):
+        raise InputError(f"{there} has to be a folder that can be written to")
     quietly(run)
+    keep = Keep(run, folder)
+    trainer = make_trainer(run, keep)                   # what can be refused is refused first
     data = dataset(run)
-    model = open_model(folder / "model.ckpt")[0].train() if run.resume else data.build(run)
+    model = open_model(folder / "model.ckpt")[0] if run.resume else data.build(run)
     count = sum(p.numel() for p in model.net.parameters())
     what = " and ".join(f"{kind.length} {m} tokens" for m, kind in model.tokens.items())
     print(f"{data.origin}: {what} in a row; {count / 1e6:.2f} M parameters", flush=True)
-    keep, rate = fit(model, data, run, folder)
+    rate = fit(trainer, keep, model, data, run)
     if keep.signal:
         print(f"\nstopped; {folder / 'model.ckpt'} is saved, go on with --resume")
         return
     if model.global_rank > 0:
         return                                          # one process reports
-    steps, minutes = model.trainer.global_step, (time.time() - started) / 60
+    steps, minutes = trainer.global_step, (time.time() - started) / 60
     (folder / "report.csv").unlink(missing_ok=True)
     report(model, data, run, {}, folder / "report.csv", training_steps=steps,
            minutes=f"{minutes:.2f}", samples_per_s=f"{rate:.0f}",
            command=" ".join(["python train.py", *argv]))
     print(f"\n{steps} steps, {minutes:.1f} minutes, {rate:.0f} samples/s in training; model and "
-          f"samples are in {folder}. Next:")
+          f"samples are in {folder}. Next:\n  python sample.py {shlex.quote(data.prompt)}")
     if "image" in model.tokens:
         save_image(data.test[0][0], folder / "picture.png")
-        print(f'  python sample.py "{data.examples[-3:][0]}"\n'
-              f"  python sample.py --image {folder / 'picture.png'}")
+        print(f"  python sample.py --image {folder / 'picture.png'}")
     else:
-        print('  python sample.py\n  python sample.py --text "The ___"')
+        print("  python sample.py")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,11 @@ COMMON = dict(vocab_size=60, hidden_size=32, num_hidden_layers=2, num_attention_
               pad_token_id=1)
 FAMILIES = {
     "llama": COMMON, "qwen2": COMMON, "qwen3": COMMON | dict(head_dim=8), "smollm3": COMMON,
-    "mistral": COMMON | dict(sliding_window=4), "gemma3_text": COMMON | dict(head_dim=8),
+    "mistral": COMMON | dict(sliding_window=4), "gemma": COMMON | dict(head_dim=8),
+    "gemma2": COMMON | dict(head_dim=8, final_logit_softcapping=0.1),
+    "gemma3_text": COMMON | dict(head_dim=8, sliding_window=4),
+    "granite": COMMON | dict(logits_scaling=8., embedding_multiplier=12.),
+    "cohere": COMMON | dict(logit_scale=0.06), "mixtral": COMMON | dict(num_local_experts=2),
     "gpt2": dict(vocab_size=60, n_embd=32, n_layer=2, n_head=4, bos_token_id=0, eos_token_id=1)}
 
 
@@ -87,30 +91,59 @@ def test_token_i_is_predicted_from_the_state_of_the_one_before(family):
     seen = torch.tensor([[True] * 5, [True, True, False, True, True]])
     out = trunk(h, None, seen, None)
     assert_close(out[:, 1:], h[:, :-1])
-    assert_close(out[:, 0], trunk.vocabulary[0].weight[0].expand(2, -1))
+    assert_close(out[:, 0], trunk.vocabulary[0](torch.tensor([0, 0])))
     assert seen_by[0]["position_ids"].tolist() == [[0, 1, 2, 3, 4, 5], [0, 1, 2, 2, 3, 4]]
     trunk.shift = False
     assert_close(trunk(h, None, seen, None), h)
 
 
-def test_the_pretrained_model_is_what_starts():
-    """Its weights, its words as the metric; it predicts like the causal model where that cannot
-    tell the difference: from one position."""
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_pretrained_model_is_what_starts(family):
+    """Its weights, its words as the metric; where there is nothing ahead, its own logits."""
     torch.manual_seed(1)
-    config = AutoConfig.for_model("llama", **COMMON, tie_word_embeddings=True)
+    config = AutoConfig.for_model(family, **FAMILIES[family])
     causal = AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():                                       # as if it had learned something
+        for p in causal.parameters():
+            p.add_(0.2 * torch.randn_like(p))
     words = causal.get_input_embeddings().weight
     made = fudoki.Fudoki({"text": [tokenizer().to_str(), 12, None, True, words.detach()]},
                          pretrained=causal, trunk="backbone",
                          trunk_options=dict(config=config.to_dict(), bos=0)).eval()
-    free = {"text": torch.tensor([[False]])}
-    out = made.net({"text": torch.tensor([[7]])}, free, 0.)["text"]
-    # it has seen what follows
-    assert (out - causal(torch.tensor([[0]])).logits).abs().max() > 1e-6
+    x, trunk = torch.tensor([[7, 20, 3]]), made.net.trunk
+    h = trunk(made.net.input["text"](x), None, torch.zeros_like(x, dtype=torch.bool), None)
+    assert_close(made.net.head["text"](h[:, :1]), causal(torch.tensor([[0]])).logits)
     assert_close(made.paths["text"].embedding, words)
+    train.check_backbone("here", trunk, causal, 12)             # the model is still whole
+    free = {"text": torch.zeros_like(x, dtype=torch.bool)}
+    out = made.net({"text": x}, free, 0.)["text"]
     free["text"][:] = True                                      # the mark disturbs nothing yet
-    assert_close(made.net({"text": torch.tensor([[7]])}, free, 0.)["text"], out)
-    assert made.net.head["text"].weight is made.net.input["text"].weight is words
+    assert_close(made.net({"text": x}, free, 0.)["text"], out)
+    assert made.net.input["text"].words.weight is words
+    assert all(p is q for p, q in zip(made.net.head["text"].parameters(),
+                                      trunk.vocabulary[1].parameters()))
+
+
+@pytest.mark.parametrize("family, options, says", [
+    ("gpt_neo", dict(vocab_size=60, hidden_size=32, num_layers=2, num_heads=4,
+                     attention_types=[[["global", "local"], 1]]), "what comes later"),
+    ("opt", COMMON | dict(ffn_dim=48, word_embed_proj_dim=32), "decoder"),
+    ("llama", COMMON | dict(max_position_embeddings=12), "13 tokens are too many")])
+def test_what_cannot_look_ahead_is_refused_by_name(family, options, says):
+    config = AutoConfig.for_model(family, **options)
+    causal = AutoModelForCausalLM.from_config(config).eval()
+    trunk = fudoki.Backbone(config.to_dict(), 0, pretrained=causal)
+    with pytest.raises(sample.InputError, match=rf"backbone here \({family}\) .*{says}"):
+        train.check_backbone("here", trunk, causal, 12)
+
+
+def test_logits_that_are_not_the_models_own_are_refused():
+    """As of a family whose embeddings or logits go ways of their own: here, another model's."""
+    config = AutoConfig.for_model("llama", **COMMON)
+    causal, other = (AutoModelForCausalLM.from_config(config).eval() for _ in range(2))
+    trunk = fudoki.Backbone(config.to_dict(), 0, pretrained=other)
+    with pytest.raises(sample.InputError, match="its logits are others"):
+        train.check_backbone("here", trunk, causal, 12)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
@@ -137,7 +170,7 @@ def test_freeze_keeps_the_words_of_the_backbone_for_a_while():
         optimizer.step()
         schedule["scheduler"].step()
         moved = {k for k, v in made.net.named_parameters() if (v != before[k]).any()}
-        words = {"trunk.body.embed_tokens.weight", "trunk.vocabulary.1.weight"}
+        words = {"trunk.body.embed_tokens.weight", "trunk.vocabulary.1.model.lm_head.weight"}
         assert words & moved == (words if moves else set())
         assert "head.image.weight" in moved and "trunk.body.layers.0.mlp.up_proj.weight" in moved
 

@@ -490,9 +490,10 @@ def test_the_best_is_what_the_model_reads_best():
         assert free["text"].all() and not free["image"].any()
         return {"text": 3. * torch.nn.functional.one_hot(heard[x["image"][:, 0]], 7)}
     model.net.forward = reader
-    assert sample.best(model, x, 3).tolist() == [1, 3]
+    free = {m: torch.full_like(x_m, m == "image", dtype=torch.bool) for m, x_m in x.items()}
+    assert sample.best(model, x, free, 3).tolist() == [1, 3]
     p = math.exp(3) / (math.exp(3) + 6)                         # of the word it hears
-    assert_close(sample.agreement(model, x)[1].item(), 3 * math.log(p), atol=1e-5, rtol=1e-5)
+    assert_close(sample.agreement(model, x, free)[1].item(), 3 * math.log(p), atol=1e-5, rtol=1e-5)
 
 
 def test_start_frees_what_is_not_given():

@@ -54,7 +54,7 @@ def main():
     data = study.digits(given)
     judge = study.judge(data)
     for name, model in study.models(given):
-        rows, truth = data.rows(model, *(part[:500] for part in data.train))
+        rows, truth = data.rows(model, *(part[:500] for part in data.held_out))
         image, noisy = rows.tokens["image"], model.noisy
         for seed, region, way in itertools.product(range(given.seeds), ("top", "left", "words"),
                                                    ("moving", "still")):

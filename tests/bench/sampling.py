@@ -99,7 +99,7 @@ def main():
     judge, test, models = study.judge(data), data.test, dict(study.models(given))
     accuracy = (judge(test[0])[1] == test[1]).float().mean().item()
     for name, model in models.items():
-        rows, model.truth = data.rows(model, *(part[:1000] for part in data.train))
+        rows, model.truth = data.rows(model, *data.held_out)
         model.evenly = model.times
         model.by_loss = equal_loss(model, sample.take(rows.tokens, slice(0, 500)))
         model.ideal, _ = judge(model.tokens["image"].decode(model.tokens["image"].encode(test[0])))

@@ -55,7 +55,7 @@ TIMES = 0.05, 0.25, 0.5, 0.75
 
 def measure(model, data, judge):
     """The values of a row."""
-    rows, truth = data.rows(model, *(part[:1000] for part in data.train))
+    rows, truth = data.rows(model, *data.held_out)
     patches = model.tokens["image"]
     x, ideal = rows.tokens, judge(patches.decode(patches.encode(data.test[0])))[0]
     drawn = sample.draw(model, truth)
@@ -97,7 +97,8 @@ def main():
         if change:
             change(model)
         with tempfile.TemporaryDirectory() as folder:
-            _, rate = train.fit(model, data, run, Path(folder))
+            keep = train.Keep(run, Path(folder))
+            rate = train.fit(train.make_trainer(run, keep), keep, model, data, run)
         L.seed_everything(seed, verbose=False)
         table.add(name, given.steps, seed, *measure(model, data, judge), f"{rate:.0f}")
 
