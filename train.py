@@ -896,6 +896,8 @@ class Keep(L.Callback):
                 if self.fresh and path.exists():
                     path.replace(self.folder / "previous.ckpt")
                 new.replace(path)
+        except OSError as error:
+            raise InputError(f"{path} cannot be written: {error}") from error
         finally:
             new.unlink(missing_ok=True)
         self.fresh = False
@@ -921,7 +923,7 @@ def make_trainer(run, keep):
         run.precision = half if on_gpu else "32-true"
 
     def average(mean, now, n):          # at first the mean follows closely, it has seen little
-        return torch.lerp(mean, now, 1 - ((1 + n) / (10 + n)).clamp(max=run.ema))
+        return torch.lerp(mean, now.to(mean), 1 - ((1 + n) / (10 + n)).clamp(max=run.ema))
 
     try:
         return L.Trainer(
