@@ -512,7 +512,7 @@ def given_and_free(given, model, n):
 def main(argv=None):
     """Fills what is free, and shows it."""
     given = parse(argv)
-    warnings.simplefilter("ignore", FutureWarning)      # what libraries plan is no news for users
+    warnings.simplefilter("ignore")                     # what libraries plan is no news for users
     model, path = open_model(given.checkpoint)
     print(f"{path}, trained on {model.hparams.notes['data']}")
     if given.seed is not None:

@@ -167,7 +167,7 @@ def parse(argv=None):
             parser.error(f"--{name.replace('_', '-')} {given[name]} contradicts {path}, which has "
                          f"{was[name]}; leave it out, or train anew without --resume")
     run.size = run.image_size if run.data else SIZE
-    if run.size % run.patch:
+    if run.size % run.patch and (run.data or not run.data_dir):     # of those, the files will tell
         parser.error(f"--patch {run.patch} does not divide the picture's side, {run.size}")
     if not run.backbone and run.width % (4 * run.heads):
         parser.error(f"--width {run.width} is no multiple of 4·heads = {4 * run.heads}")
@@ -736,7 +736,9 @@ class Corpus:
         if len(self.test) < 10 * run.length:
             raise InputError(f"the text has {len(text)} characters; --length {run.length} needs "
                              f"at least {100 * run.length}")
-        self.prompt = " ".join(self.test[:run.length // 2].split()[:3]).strip("-_") + "___"
+        some = CHARACTERS.pre_tokenize_str(text[:run.length // 2])[:-1]
+        some = re.search(r"[^\s_-]\S*( \S+){0,2}", "".join(c for c, _ in some))
+        self.prompt = f"{some[0] if some else ''}___"               # what to try first
 
     def build(self, run):
         """A new model whose words and schedule fit the data."""

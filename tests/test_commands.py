@@ -1,7 +1,9 @@
 """What a user types: every command works, and every mistake ends in one line and exit code 2."""
 import csv
 import gzip
+import os
 import re
+import resource
 import shlex
 import shutil
 import signal
@@ -185,13 +187,50 @@ def test_the_real_has_as_many_pictures_as_the_drawing_and_neither_is_measured_on
     assert 0 < ceiling[3] and 0 < drawing[3]
 
 
-def test_a_failed_run_says_so_and_leaves_the_old_model(here, capsys):
+@pytest.mark.parametrize("when", ["at once", "between two checks"])
+def test_a_failed_run_says_so_and_leaves_the_old_model(when, here, capsys, monkeypatch):
     path = Path("runs/smoke/model.ckpt")
     before = path.read_bytes()
+    if when != "at once":
+        monkeypatch.setattr(train.Keep, "on_train_batch_end", lambda *args: None)
     error = complaint(capsys, train.main, "--preset", "smoke", *TINY, "--steps", 40,
-                      "--lr", "1e30")
-    assert "the weights are not finite at step 20" in error and "lower --lr" in error
+                      "--lr", "1e30", "--val-every", 30)
+    step = 20 if when == "at once" else 30
+    assert f"the weights are not finite at step {step}" in error and "lower --lr" in error
     assert path.read_bytes() == before and not list(path.parent.glob("*.part"))
+
+
+def test_a_disk_that_is_full_is_said_and_leaves_the_old_model(here, capsys):
+    path = Path("runs/smoke/model.ckpt")
+    before, limit = path.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    capsys.readouterr()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limit[1]))
+    try:
+        assert train.main(["--preset", "smoke", *TINY, "--steps", "2"]) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("train.py: ") and "model.ckpt cannot be written: " in error
+    assert path.read_bytes() == before and not list(path.parent.glob("*.part"))
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "64-true", "bf16-mixed"])
+def test_paths_stay_in_float32_in_any_precision(precision, no_judge, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    seen, plain = set(), fudoki.MetricPath.logits
+
+    def logits(path, x_1, t):
+        l = plain(path, x_1, t)
+        seen.update({t.dtype, path.embedding.dtype, path.beta.table.dtype, l.dtype})
+        return l
+    monkeypatch.setattr(fudoki.MetricPath, "logits", logits)
+    assert train.main(["--preset", "smoke", *TINY, "--steps", "4", "--val-every", "2",
+                       "--precision", precision]) == 0
+    assert seen == {torch.float32} and sample.main(["seven", "--n", "1"]) == 0
+    made, path = sample.open_model()[0].cpu(), fudoki.MetricPath(torch.rand(20, 3) + 3)
+    assert next(made.net.parameters()).dtype == torch.float32
+    before = path.beta.table.clone()
+    assert path.to(torch.bfloat16) is path and torch.equal(path.beta.table, before)
 
 
 def test_without_mnist_digits_are_rendered_and_everybody_is_told(no_judge, tmp_path, monkeypatch,
@@ -215,7 +254,8 @@ def test_real_mnist_from_a_folder(tmp_path, monkeypatch):
     run = train.parse(["--data-dir", str(tmp_path), "--train-images", "500",
                        "--test-images", "300"])
     (images, digits), (others, _), origin = train.load_digits(run)
-    assert origin.startswith("the digits in ") and images.shape == (500, 1, 28, 28) and len(others) == 300
+    assert origin.startswith("the digits in ")
+    assert images.shape == (500, 1, 28, 28) and len(others) == 300
     first = gzip.open(REAL / "raw/train-labels-idx1-ubyte.gz").read()[8:18]
     assert digits[:10].tolist() == list(first) and images.max() == 1
     found = train.captions(images, digits)
@@ -336,6 +376,73 @@ def test_the_best_of_some_agrees_better_with_its_caption(here, capsys):
     assert "samples.png: 2 pictures" in capsys.readouterr().out
 
 
+def test_the_best_is_of_one_request(here, monkeypatch):
+    """Words that are left to chance are chosen once for all among which the best is."""
+    seen, plain = [], sample.best
+
+    def best(model, x, free, n):
+        seen.append(x["text"].view(-1, n, x["text"].shape[1]))
+        return plain(model, x, free, n)
+    monkeypatch.setattr(sample, "best", best)
+    for prompt in (["seven"], []):
+        assert sample.main([*prompt, "--n", "6", "--best-of", "4", "--seed", "0"]) == 0
+    for texts in seen:
+        assert texts.shape[:2] == (6, 4) and (texts == texts[:, :1]).all()
+        assert len(texts[:, 0].unique(dim=0)) > 1
+
+
+def photo(digit, ground, ink, noise=0.):
+    """A digit (28, 28) on a ground of 240 × 300 pixels, with ink as bright as `ink` of it."""
+    page = np.zeros((300, 240))
+    page[60:228, 40:208] = np.asarray(Image.fromarray(digit).resize((168, 168))) / 255
+    page = ground * (1 - page * (1 - ink))
+    page = page + noise * np.random.default_rng(0).normal(size=page.shape)
+    return Image.fromarray((255 * page.clip(0, 1)).astype(np.uint8))
+
+
+def test_ink_is_what_differs_from_the_ground_however_dim_or_uneven_it_is():
+    digit = (255 * train.rendered(1, 7)[0][0, 0].numpy()).astype(np.uint8)
+    y, x = np.meshgrid(np.linspace(-1, 1, 300), np.linspace(-1, 1, 240), indexing="ij")
+    form = np.asarray(sample.training_form(photo(digit, 0.97, 0.05), 28)[0]) / 255
+    for ground, ink, noise, far in ((0.45, 0.2, 0, 0.01), (0.8, 0.8, 0, 0.01), (0.2, 4, 0, 0.01),
+                                    (0.65 + 0.25 * x + 0.05 * y, 0.1, 0, 0.01),
+                                    (0.9 - 0.2 * (x * x + y * y), 0.1, 0, 0.01),
+                                    (0.6 - 0.1 * x, 0.2, 0.03, 0.05)):
+        found, done = sample.training_form(photo(digit, ground, ink, noise), 28)
+        assert np.abs(np.asarray(found) / 255 - form).mean() < far < 0.08 < form.mean()
+        assert ("uneven" in str(done)) == (np.ptp(ground) > 0.1)
+        assert ("dark on light" in str(done)) == (ink < 1)
+        with pytest.raises(sample.InputError, match="no stroke stands out"):
+            sample.training_form(photo(0 * digit, ground, ink, noise), 28)
+    small = Image.fromarray(((0.45 - 0.37 * (digit / 255)) * 255).astype(np.uint8))
+    found, done = sample.training_form(small, 28)               # in place already: stays there
+    assert np.abs(np.asarray(found) - digit.astype(float)).max() < 8 and len(done) == 1
+    assert sample.training_form(Image.fromarray(digit), 28) == (Image.fromarray(digit), [])
+
+
+def test_what_a_terminal_cannot_show_is_saved_and_shown_otherwise(here):
+    """In a process, since it is about what the terminal says it can."""
+    Path("samples.png").unlink(missing_ok=True)
+    command = [sys.executable, ROOT / "sample.py", "a bold upright two", "--n", "1"]
+    with open("out.txt", "wb") as file:
+        done = subprocess.run(command, stdout=file, stderr=subprocess.PIPE,
+                              env=os.environ | {"PYTHONIOENCODING": "cp1252"})
+    said = Path("out.txt").read_text(encoding="cp1252")
+    assert (done.returncode, done.stderr) == (0, b"") and "@@" in said and "1 picture" in said
+    assert Path("samples.png").exists()
+
+
+def test_a_pipe_that_is_closed_is_nobodys_fault(here, monkeypatch, capfd):
+    Path("samples.png").unlink(missing_ok=True)
+
+    def closed(*args, **options):
+        raise BrokenPipeError(32, "Broken pipe")
+    monkeypatch.setattr(sample, "preview", closed)
+    monkeypatch.setattr(os, "dup2", lambda *args: None)
+    assert sample.main(["a bold upright two", "--n", "1"]) == 0
+    assert Path("samples.png").exists() and capfd.readouterr().err == ""
+
+
 def test_questions_are_learned_and_answered(no_judge, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert train.main(["--preset", "smoke", *TINY, "--steps", "3", "--ask", "0.5"]) == 0
@@ -386,9 +493,15 @@ def test_read_any_form_of_a_picture(here, capsys):
     ("--share 1.5", "--share"), ("--t-power 0", "--t-power"), ("--batch 1", "at least 2"),
     ("score --csv no/x.csv", "in a folder that exists"),
     ("score none.ckpt", "no checkpoint none.ckpt"), ("score --step rase", "invalid choice"),
-    ("score --stepz 3", "--stepz"), ("--resume", "nothing to go on from")])
+    ("score --stepz 3", "--stepz"), ("--resume", "nothing to go on from"),
+    ("--seed -1", "--seed: -1 has to be at least 0"), ("--lr -1", "--lr: -1 has to be"),
+    ("score --seed 5000000000", "at most 4294967295"), ("--codes 1", "1 has to be at least 2"),
+    ("--precision fp16", "Lightning: Precision 'fp16' is invalid"),
+    ("--accelerator abacus", "Lightning: You selected an invalid accelerator"),
+    ("--devices 0", "Lightning: "), ("--strategy x", "Lightning: You selected an invalid")])
 def test_mistakes_in_training(arguments, says, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(train, "dataset", lambda run: 1 / 0)    # nothing long has begun
     assert says in complaint(capsys, train.main, *arguments.split())
     assert not list(tmp_path.iterdir())
 
@@ -417,16 +530,36 @@ def test_mistakes_in_training(arguments, says, capsys, tmp_path, monkeypatch):
     ("--image runs/smoke/picture.png --ask what seven", "--ask goes with a picture alone"),
     ("seven --eta 1.5", "--eta: 1.5 has to be at least 0 and at most 1"),
     ("seven --best-of 0", "--best-of: 0 has to be"),
-    ("seven --gif film.png", "--gif: film.png has to be a name ending in .gif")])
+    ("seven --gif film.png", "--gif: film.png has to be a name ending in .gif"),
+    ("seven --seed -1", "--seed: -1 has to be at least 0 and at most 4294967295"),
+    ("seven --guidance nan", "--guidance: nan has to be at least -1000"),
+    ("seven --guidance 1e38", "--guidance: 1e38 has to be"),
+    ("seven --out runs.png", "runs.png has to be a name")])
 def test_mistakes_in_sampling(arguments, says, capsys, here):
     Path("samples.png").unlink(missing_ok=True)
     shutil.copyfile("runs/smoke/report.csv", "report.png")
     Image.new("L", (50, 40), 77).save("empty.png")
+    Path("runs.png").mkdir(exist_ok=True)
     whole = Path("runs/smoke/model.ckpt").read_bytes()
     Path("half.ckpt").write_bytes(whole[:len(whole) // 2])
     torch.save({"state_dict": {}, "pytorch-lightning_version": "2.6.6"}, "other.ckpt")
     assert says in complaint(capsys, sample.main, *shlex.split(arguments))
     assert not Path("samples.png").exists()
+
+
+def test_runs_that_is_a_file_is_said_at_once(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("runs").write_text("")
+    monkeypatch.setattr(train, "dataset", lambda run: 1 / 0)
+    assert "runs has to be a folder that can be written to" in complaint(
+        capsys, train.main, "--preset", "smoke")
+
+
+def test_temperatures_that_are_nearly_zero_are_zero():
+    """Divided by 1e-38, float32 is infinite."""
+    l = torch.tensor([[1., 3., 2.], [0., -1., -9.]])
+    for temperature in (0., 1e-38, 1e-7, 1e-6):
+        assert fudoki.sample_x_1(l, temperature).tolist() == [1, 0]
 
 
 def test_without_a_checkpoint_a_process_says_what_to_do(tmp_path):

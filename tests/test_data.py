@@ -1,5 +1,11 @@
-"""Other data than digits: long texts, pretrained language models, a folder of one's own."""
+"""What people bring: their own digits, long texts, pretrained language models, pictures."""
 import csv
+import gzip
+import json
+import os
+import shlex
+import struct
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +68,89 @@ def write(path, rows):
         csv.writer(file).writerows([("file_name", "text"), *rows])
 
 
+# ----------------------------------------------------------------------------- digits of one's own
+
+def idx(values):
+    """An array of bytes in MNIST's format."""
+    return bytes([0, 0, 8, values.ndim, *struct.pack(f">{values.ndim}I", *values.shape)]
+                 ) + values.astype(np.uint8).tobytes()
+
+
+def own_digits(name="own", n=40, size=(20, 20), labels=10):
+    """Files in MNIST's layout: bright bars, labelled one after the other."""
+    raw = Path(name) / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    values = np.zeros((n, *size))
+    for i in range(n):
+        values[i, 3:-3, 3 + i % 9:6 + i % 9] = 200
+    for part in ("train", "t10k"):
+        (raw / f"{part}-images-idx3-ubyte").write_bytes(idx(values))
+        (raw / f"{part}-labels-idx1-ubyte.gz").write_bytes(
+            gzip.compress(idx(np.arange(n) % labels)))
+    return raw
+
+
+def test_ones_own_digits_of_any_size_are_trained_on_and_stay_as_they_are(here, capsys):
+    raw = own_digits(labels=3)
+    before = {path.name: path.read_bytes() for path in raw.iterdir()}
+    for path in (*raw.iterdir(), raw, raw.parent, raw.parent.parent):
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    assert train.main(["--data-dir", "own", "--patch", "5", "--codes", "8", "--drawings", "4",
+                       *SHORT[:-4], *TINY, "--batch", "4"]) == 0
+    out = capsys.readouterr().out
+    assert "the digits in own: 4 text tokens and 16 image tokens" in out
+    assert {path.name: path.read_bytes() for path in raw.iterdir()} == before
+    model = sample.open_model()[0]
+    assert model.tokens["image"].size == 20 and model.hparams.notes["data"].endswith("in own")
+    (images, digits), _, _ = train.load_digits(train.parse(["--data-dir", "own", "--patch", "5"]))
+    assert images.shape == (40, 1, 20, 20) and images.max() == torch.tensor(200.) / 255
+    assert digits.tolist() == [i % 3 for i in range(40)]
+    assert sample.main(["one", "--n", "1"]) == sample.main(
+        ["--image", "runs/toy/picture.png"]) == 0
+
+
+@pytest.mark.parametrize("name, change, says", [
+    ("train-labels-idx1-ubyte.gz", lambda data: gzip.compress(idx(np.arange(40))),
+     "has the label 39; known are 0 to 9"),
+    ("t10k-labels-idx1-ubyte.gz", lambda data: data[:-15], "Compressed file ended"),
+    ("t10k-labels-idx1-ubyte.gz", lambda data: gzip.compress(idx(np.arange(9))),
+     "has 9 labels for 40 pictures"),
+    ("train-images-idx3-ubyte", lambda data: data[:900], "cannot be read"),
+    ("train-images-idx3-ubyte", lambda data: data + b"more", "cannot be read"),
+    ("t10k-images-idx3-ubyte", lambda data: b"", "it begins with b''"),
+    ("t10k-images-idx3-ubyte", lambda data: b"<!DOCTYPE html>", "it begins with b'<!DOCTYPE'"),
+    ("t10k-images-idx3-ubyte", lambda data: b"\0\0\x08\x03\0", "cannot be read"),
+    ("t10k-images-idx3-ubyte", lambda data: idx(np.ones((40, 25, 25))), "different sizes"),
+    ("t10k-images-idx3-ubyte", lambda data: idx(np.ones((40, 20, 25))), "20×25"),
+    ("t10k-images-idx3-ubyte", lambda data: idx(np.ones((40, 400))), "squares"),
+    ("t10k-images-idx3-ubyte", lambda data: idx(np.ones((40, 24, 24))), "which --patch 5 divides"),
+    ("t10k-images-idx3-ubyte", lambda data: None, "has no t10k-images-idx")])
+def test_digits_that_cannot_be_used_are_named_before_the_training(name, change, says, here,
+                                                                  capsys):
+    raw = own_digits()
+    new = change((raw / name).read_bytes())
+    (raw / name).write_bytes(new) if new is not None else (raw / name).unlink()
+    error = complaint(capsys, train.main, "--data-dir", "own", "--patch", "5")
+    assert says in error and (name in error or "no t10k" in error or "different" in error)
+    assert not Path("runs").exists()
+
+
+def test_files_that_are_there_are_not_downloaded_over(here, monkeypatch):
+    """Without --data-dir, too, and a download is there altogether or not at all."""
+    raw = own_digits("data")
+    monkeypatch.setattr(train, "MNIST", lambda *args, **options: 1 / 0)
+    run = train.parse([])
+    assert train.load_digits(run)[0][0].shape == (40, 1, 20, 20) and run.size == 20
+
+    def download(folder, download):
+        Path(folder, "MNIST").mkdir()
+        raw.rename(Path(folder, "MNIST", "raw"))
+    monkeypatch.setattr(train, "MNIST", download)
+    raw.rename("elsewhere")
+    raw = Path("elsewhere")
+    assert len(train.load_digits(run)[1][1]) == 40 and len(os.listdir("data/MNIST/raw")) == 4
+
+
 # -------------------------------------------------------------------------------------- long texts
 
 def test_a_text_is_learned_continued_and_completed(here, capsys):
@@ -112,11 +201,59 @@ def test_a_small_model_learns_the_text(here):
     assert model.loss(x_1, free)[0].item() < entropy / 2
 
 
-def test_accents_in_two_characters_are_one_token(here):
-    Path("accents.txt").write_text("cafe\u0301 " * 4000, encoding="utf-8")
-    run = train.parse(["--preset", "text", "--text", "accents.txt", *TINY])
-    data = train.Corpus(run)
-    assert len(data.build(run).tokens["text"].embedding) == 5
+@pytest.mark.parametrize("text, words", [
+    ("Caf\u00e9 cafe\u0301, x\u0302y!", ["caf\u00e9", "caf\u00e9", ",", "x\u0302y", "!"]),
+    ("\u0928\u092e\u0938\u094d\u0924\u0947 \u0926\u0941\u0928\u093f\u092f\u093e",
+     ["\u0928\u092e\u0938\u094d\u0924\u0947", "\u0926\u0941\u0928\u093f\u092f\u093e"]),
+    ("\u7ea2\u8272\u7684\u5706", ["\u7ea2", "\u8272", "\u7684", "\u5706"]),
+    ("3D img_1", ["3d", "img_1"])])
+def test_marks_belong_to_their_letters_and_scripts_without_spaces_have_words(text, words):
+    """And captions come back as they were, composed and in lower case."""
+    kind = fudoki.Text(train.tokenizer([text], eos=["<end>"]), 20, len(set(words)))
+    assert [kind.tokenizer.id_to_token(i) for i in kind.ids(text)] == words
+    again = kind.decode(kind.encode([text]))[0]
+    assert again == unicodedata.normalize("NFC", text.lower())
+    assert train.words_of(again) == words
+
+
+@pytest.mark.parametrize("text, units", [
+    ("cafe\u0301 ", 5), ("x\u0302y ", 3), ("\u0928\u0947 ", 2), ("a\nb", 3),
+    ("\U0001f469\u200d\U0001f467 ", 2)])
+def test_what_is_written_in_one_place_is_one_character(here, text, units):
+    Path("text.txt").write_bytes((text * 8000).encode())
+    data = train.Corpus(train.parse(["--preset", "text", "--text", "text.txt", *TINY]))
+    words = fudoki.Text(train.tokenizer([data.train, data.test], characters=True), 9, window=True)
+    assert abs(len(words.embedding) - units) <= 1               # the cut may have split one
+    assert words.decode(words.encode([text]))[0] == unicodedata.normalize("NFC", text)
+
+
+def test_a_text_of_one_character_is_refused(here, capsys):
+    Path("text.txt").write_text("a" * 20_000)
+    error = complaint(capsys, train.main, "--preset", "text", "--text", "text.txt")
+    assert "all text tokens of the text text.txt are alike: there is nothing to learn" in error
+
+
+def test_the_next_command_can_be_typed(here, capsys):
+    """It begins with what the text has: no capitals, no spaces, quotation marks, marks on top."""
+    Path("story.txt").write_text("-ix\u0302's\n\u7ea2\u8272" * 800)
+    assert train.main(["--preset", "text", "--text", "story.txt", *SHORT, *TINY]) == 0
+    command = capsys.readouterr().out.split("Next:\n  python sample.py ")[1].splitlines()[0]
+    assert sample.main([*shlex.split(command), "--steps", "2"]) == 0
+
+
+def test_many_characters_need_no_matrix():
+    """6,000 different ones: their vectors, one-hot, would be 36 million numbers."""
+    text = "".join(map(chr, range(0x4e00, 0x4e00 + 6000)))
+    kind = fudoki.Text(train.tokenizer([text], characters=True), 128, window=True)
+    path = fudoki.MetricPath(kind.embedding)
+    assert path.embedding.numel() == 0 and len(path.embedding) == 6000
+    x = torch.tensor([5, 70])
+    assert torch.equal(path.distance(x), 1. - torch.nn.functional.one_hot(x, 6000))
+    one_hot = fudoki.MetricPath(torch.eye(50), exponent=2.)
+    bare = fudoki.MetricPath(torch.zeros(50, 0))
+    t = torch.linspace(0.1, 0.9, 5)[:, None]
+    for a, b in zip(*(path.logits(torch.arange(5), t).softmax(-1) for path in (one_hot, bare))):
+        torch.testing.assert_close(a, b, atol=1e-3, rtol=1e-2)  # one scale is the schedule's
 
 
 def test_without_a_file_the_documentation_of_python_is_the_text():
@@ -126,8 +263,15 @@ def test_without_a_file_the_documentation_of_python_is_the_text():
 
 # ------------------------------------------------------------------------------- language models
 
-def test_a_language_model_becomes_a_flow_and_its_folder_may_go(backbone, here, capsys):
+def test_a_language_model_becomes_a_flow_and_its_folder_may_go(backbone, here, capsys,
+                                                               monkeypatch):
     Path("story.txt").write_text(STORY.replace(" . ", "<|endoftext|>"))
+    step = fudoki.Fudoki.training_step
+
+    def in_training(model, *args):                              # with the family's dropout
+        assert all(module.training for module in model.modules())
+        return step(model, *args)
+    monkeypatch.setattr(fudoki.Fudoki, "training_step", in_training)
     assert train.main(["--preset", "ar", "--backbone", "lm", "--text", "story.txt",
                        "--freeze", "0.5", *SHORT]) == 0
     Path("lm").rename("gone")
@@ -135,6 +279,30 @@ def test_a_language_model_becomes_a_flow_and_its_folder_may_go(backbone, here, c
     assert sample.main(["--text", "the cat ___", "--steps", "3"]) == 0
     said = capsys.readouterr().out
     assert "\nthe cat " in said and "3 network calls" in said
+
+
+def test_backbones_that_cannot_be_used_are_said_before_the_training(backbone, here, capsys):
+    Path("story.txt").write_text(STORY * 150)
+    arguments = "--preset ar --backbone lm --text story.txt --length".split()
+    assert "3001 tokens are too many for it, it has 2048 positions" in complaint(
+        capsys, train.main, *arguments, "3000")
+    Path("lm/model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\nsize 9\n")
+    assert "the backbone lm cannot be loaded; " in complaint(
+        capsys, train.main, *arguments, "16")
+    assert not Path("runs/ar/model.ckpt").exists()
+
+
+def test_a_text_keeps_its_length_through_a_tokenizer_that_cuts(backbone, here):
+    """Saved with truncation, padding and dropout, all of which would change the text."""
+    saved = json.loads(Path("lm/tokenizer.json").read_text())
+    saved["truncation"] = dict(direction="Right", max_length=4, strategy="LongestFirst", stride=0)
+    saved["padding"] = dict(strategy={"Fixed": 40}, direction="Right", pad_to_multiple_of=None,
+                            pad_id=1, pad_type_id=0, pad_token="</s>")
+    saved["model"]["dropout"] = 0.5
+    Path("lm/tokenizer.json").write_text(json.dumps(saved))
+    _, made, eos, _ = train.load_backbone("lm", True)
+    words, plain = fudoki.Text(made, 16, eos), tokenizer().encode(STORY, add_special_tokens=False)
+    assert words.ids(STORY) == plain.ids and len(plain.ids) > 600
 
 
 def test_digits_through_a_language_model(backbone, capsys):
@@ -215,6 +383,125 @@ def test_a_folder_that_cannot_be_used(rows, says, here, capsys):
     Image.new("RGB", (9, 9)).save("secret.png")
     write(path, rows) if rows else (path / "metadata.csv").unlink()
     assert says in complaint(capsys, train.main, "--data", "mine")
+
+
+@pytest.mark.parametrize("name, text", [
+    ("metadata.csv", "file_name, text\n0.png, a red, round box\n\n1.png,  a dot \n"),
+    ("metadata.csv", "\ufeffFile Name;Caption\n0.png;a red, round box\n1.png;a dot\n"),
+    ("metadata.csv", "caption\timage_path\na red, round box\t0.png\na dot\t.\\1.png\n"),
+    ("metadata.csv", 'id,image,label\r\n7,0.png,"a red, round box"\r\n8,1.png,a dot\r\n'),
+    ("metadata.jsonl", '{"file_name": "0.png", "text": "a red, round box"}\n'
+                       '{"file_name": "1.png", "text": "a dot"}\n')])
+@pytest.mark.parametrize("coding", ["utf-8", "utf-16"])
+def test_what_people_write_is_read(name, text, coding, here):
+    folder(n=20)
+    text = text.replace("\ufeff", "") if coding == "utf-16" else text
+    Path("mine", "metadata.csv").unlink()
+    Path("mine", name).write_bytes(text.encode(coding))
+    rows, path = train.metadata(Path("mine"))
+    assert path.name == name
+    assert [row[1].strip().lstrip(".\\") for row in rows] == ["0.png", "1.png"]
+    assert [" ".join(row[2].split()).replace("red,round", "red, round") for row in rows] == [
+        "a red, round box", "a dot"]
+    assert rows[0][0] == (1 if name.endswith("jsonl") else 2)
+
+
+@pytest.mark.parametrize("data, says", [
+    (b"name,words\n0.png,a\n", "has the columns name, words; it has to have file_name and text"),
+    ("file_name,text\n0.png,caf\u00e9\n".encode("latin-1"), "'utf-8' codec can't decode"),
+    (b'file_name,text\n0.png,"a\nb"\n1.png,""\n', "line 4: file_name or text is missing"),
+    (b"file_name,text\n\n\n0.png\n", "line 4: file_name or text is missing")])
+def test_what_is_wrong_with_the_captions_is_said(data, says, here, capsys):
+    folder(n=20)
+    Path("mine", "metadata.csv").write_bytes(data)
+    assert says in complaint(capsys, train.main, "--data", "mine")
+
+
+def own_pictures(*arguments):
+    run = train.parse(["--data", "mine", "--image-size", "16", *arguments])
+    return train.Folder(run)
+
+
+def test_pictures_are_held_out_with_all_their_captions_whatever_the_seed(here):
+    """Five captions each, some files twice; then thirty more pictures."""
+    path, rows = folder(n=60)
+    for i in range(5):
+        (path / f"copy{i}.png").write_bytes((path / f"{i}.png").read_bytes())
+    names = [name for name, _ in rows] + [f"copy{i}.png" for i in range(5)]
+    many = [(name, f"caption {i} of {name}") for name in names for i in range(5)]
+
+    def parts(*arguments):
+        data = own_pictures(*arguments)
+        return [{text.split()[-1] for text in part[1]}
+                for part in (data.test, data.held_out, data.train)]
+
+    def same(part):                                             # a copy is the same picture
+        return {name.replace("copy", "") for name in part}
+    write(path, many[:250])
+    before = parts()
+    assert parts("--seed", "7") == before
+    write(path, many)
+    test, held_out, training = parts()
+    for part, was in zip((test, held_out, training), before):
+        assert part and was <= part
+    assert not (same(test) | same(held_out)) & same(training) and not same(test) & same(held_out)
+    assert len(test) + len(held_out) + len(training) == len(names)
+
+
+def test_links_are_files_and_three_underscores_no_blank(here):
+    path, rows = folder(n=20)
+    Path("cache").mkdir()
+    for name, _ in rows:
+        (path / name).rename(Path("cache", name))
+        (path / name).symlink_to(Path("cache", name).resolve())
+    write(path, [(name, f"img___00{i} box") for i, (name, _) in enumerate(rows)])
+    data = own_pictures("--codes", "16", "--patch", "8")
+    model = data.build(train.parse("--data mine --image-size 16 --patch 8".split()))
+    training, _ = data.tokens(model)
+    assert (training.tokens["text"] >= 0).all() and len(data.examples) == 20
+    assert all("___" not in text for text in data.examples)
+
+
+@pytest.mark.parametrize("ground", [0, 255])
+def test_pictures_without_anything_on_them_are_refused(ground, here, capsys):
+    path = Path("mine")
+    path.mkdir()
+    for i in range(20):                                         # files that differ in size only
+        Image.new("L", (30 + i, 30), ground).save(path / f"{i}.png")
+    write(path, [(f"{i}.png", f"number {i}") for i in range(20)])
+    error = complaint(capsys, train.main, "--data", "mine")
+    assert "all image tokens of the folder mine are alike: there is nothing to learn" in error
+
+
+def test_whatever_a_decoder_raises_the_picture_is_skipped(here, capsys):
+    path, rows = folder(n=23)
+    damaged = Image.Exif()
+    damaged[0x0112], damaged[0x010e] = 6, "text"
+    Image.open(path / "0.png").save(path / "0.jpg", exif=damaged)
+    data = (path / "0.jpg").read_bytes()                        # the width is a text: struct.error
+    (path / "0.jpg").write_bytes(data.replace(b"\x01\x0e\0\x02", b"\x01\0\0\x02"))
+    (path / "1.png").write_bytes((path / "1.png").read_bytes()[:90])
+    (path / "2.png").unlink()
+    (path / "2.png").mkdir()
+    write(path, [("0.jpg", "a red disk"), *rows[1:]])
+    data = own_pictures()
+    error = capsys.readouterr().err
+    n = sum(len(part[1]) for part in (data.test, data.held_out, data.train))
+    assert n == 20 and "3 of 23 pictures were skipped" in error
+    assert all(f"skipped {name}: " in error for name in ("0.jpg", "1.png", "2.png"))
+
+
+def test_what_is_not_a_number_in_a_picture_does_not_blacken_it(here):
+    values = np.linspace(0, 5, 64, dtype=np.float32).reshape(8, 8)
+    values[0, 0], values[7, 7] = np.nan, np.inf
+    Image.fromarray(values).save("float.tiff")
+    found = np.asarray(sample.open_picture("float.tiff")).astype(float)
+    low, high = values[0, 1], values[7, 6]
+    assert abs(found[4] - 255 * (values[4] - low) / (high - low)).max() <= 1
+    assert found[7, 7] == 255
+    Image.fromarray(np.full((8, 8), np.nan, dtype=np.float32)).save("none.tiff")
+    with pytest.raises(sample.InputError, match="none.tiff is no picture that can be read"):
+        sample.open_picture("none.tiff")
 
 
 def test_pictures_are_cropped_to_the_middle_and_turned(here):

@@ -496,6 +496,23 @@ def test_the_best_is_what_the_model_reads_best():
     assert_close(sample.agreement(model, x, free)[1].item(), 3 * math.log(p), atol=1e-5, rtol=1e-5)
 
 
+def test_all_that_was_free_is_judged_whatever_the_model_wrote_there():
+    """A question that was asked is excused; one that the model asks itself is not."""
+    model, seen = small(), []
+    model.tokens["text"].marks = [3]
+
+    def reader(x, free, t):
+        seen.append(free["text"][0].tolist())
+        return {"text": torch.zeros(*x["text"].shape, 7)}
+    model.net.forward = reader
+    x = {"text": torch.tensor([[1, 3, 4]]), "image": torch.zeros(1, 9, dtype=torch.long)}
+    for text in ([False, False, False], [False, False, True], [True, True, True]):
+        free = {"text": torch.tensor([text]), "image": torch.zeros(1, 9, dtype=torch.bool)}
+        score = sample.agreement(model, x, free).item()
+        assert abs(score + sum(seen[-1]) * math.log(7)) < 1e-5
+    assert seen == [[False, False, True], [False, False, True], [True, True, True]]
+
+
 def test_start_frees_what_is_not_given():
     model = small()
     x, free = model.to_fill(2, text=torch.tensor([[1, -1, 6], [0, 2, 4]]))
