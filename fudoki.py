@@ -302,12 +302,16 @@ class Text:
         self.shortest = length if eos is None and not window else 0
 
     def ids(self, text):
-        """str -> list of int. Exception, for the library has no other: an unknown word."""
-        return self.tokenizer.encode(text, add_special_tokens=False).ids
+        """str -> list of int. ValueError: an unknown word."""
+        try:
+            return self.tokenizer.encode(text, add_special_tokens=False).ids
+        except Exception as error:                          # the library has no other
+            known = " ".join(sorted(self.tokenizer.get_vocab())[:99])
+            raise ValueError(f"a part of '{text.strip()[:40]}' is unknown; known are {known}") from error
 
     def encode(self, texts):
         """list of B strings -> (B, N ≤ length) long, −1 where free: "___" is one word, in a window
-        three tokens, and at the end of a text as many as still fit. ValueError: wrong length."""
+        three tokens, and at the end of a text as many as still fit. ValueError: too long, unknown."""
         rows = []
         for text in texts:
             goes_on = text.endswith("___")

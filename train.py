@@ -74,7 +74,7 @@ TRAINER = dict(accelerator="auto", devices="auto", num_nodes=1, strategy="auto",
 CHOICES = dict(path=PATHS, trunk=TRUNKS, loss=LOSSES, schedule=SCHEDULES)
 LIMITS = dict(batch=(2,), share=(0.01, 0.99), drop=(0, 1), ask=(0, 0.99), freeze=(0, 0.99),
               t_power=(0.01,), max_minutes=(1e-3,), ema=(0, 1), threads=(0, 1024), seed=SEED,
-              codes=(2,))
+              codes=(2,), exponent=(0.01, 16), train_images=(20,), test_images=(20,))
 OF_A_RUN = {*TRAINER, "preset", "resume", "steps", "max_minutes", "val_every", "drawings", "threads",
             "seed", "test_images", "data_dir", "data", "text"}      # the rest is of the model
 HELP = dict(
@@ -166,7 +166,7 @@ def parse(argv=None):
         if given[name] != was[name]:
             parser.error(f"--{name.replace('_', '-')} {given[name]} contradicts {path}, which has "
                          f"{was[name]}; leave it out, or train anew without --resume")
-    run.size = run.image_size if run.data else SIZE
+    run.size = saved.get("size", run.image_size if run.data else SIZE)
     if run.size % run.patch and (run.data or not run.data_dir):     # of those, the files will tell
         parser.error(f"--patch {run.patch} does not divide the picture's side, {run.size}")
     if not run.backbone and run.width % (4 * run.heads):
@@ -291,7 +291,10 @@ def load_digits(run):
         train, test = (read_digits(folder, name, run.patch) for name in ("train", "t10k"))
         if train[0].shape[1:] != test[0].shape[1:]:
             raise InputError(f"{folder}: the pictures of train and t10k have different sizes")
-        run.size = train[0].shape[-1]
+        run.size, was = train[0].shape[-1], run.size
+        if run.resume and run.size != was:
+            raise InputError(f"{folder} has pictures of {run.size}×{run.size}; the model to go on "
+                             f"with has seen {was}×{was}")
     return (tuple(part[:run.train_images] for part in train),
             tuple(part[:run.test_images] for part in test), origin)
 
@@ -349,7 +352,7 @@ def of_parts(a, n):
 def right(texts, truth):
     """The shares of texts with the right digit, and of those with every word right."""
     digit = sum(a.split()[-1:] == b.split()[-1:] for a, b in zip(texts, truth))
-    whole = sum(a == b for a, b in zip(texts, truth))
+    whole = sum(a.split() == b.split() for a, b in zip(texts, truth))
     return digit / len(texts), whole / len(texts)
 
 
@@ -710,8 +713,10 @@ def load_folder(run):
     rows.sort(key=lambda row: row[0])
     tenths = [sum(checksum < part * 2 ** 32 / 10 for checksum in sums) for part in (1, 2)]
     a, b = max(1, tenths[0]), max(2, tenths[0] + 1, tenths[1])
-    channels = 1 if all(picture.mode == "L" for _, picture, _ in rows) else 3
-    images = torch.stack([middle_square(picture, run.size, channels) for _, picture, _ in rows])
+    if not run.resume:                          # then the model has learned one or the other
+        run.channels = 1 if all(picture.mode == "L" for _, picture, _ in rows) else 3
+    images = torch.stack([middle_square(picture, run.size, run.channels)
+                          for _, picture, _ in rows])
     parts = [sum(checksum < sums[n] for checksum, _, _ in rows) for n in (a, b)]
     return images, [text for _, _, text in rows], parts
 
@@ -858,6 +863,7 @@ class Keep(L.Callback):
 
     def on_train_start(self, trainer, model):
         self.trainer, self.resumed_at = trainer, trainer.global_step
+        self.ends = time.time() + 60 * self.run.max_minutes
         self.handlers = {n: signal.signal(n, self.stop) for n in (signal.SIGINT, signal.SIGTERM)}
         if self.noise:
             torch.set_rng_state(self.noise["cpu"])
@@ -871,6 +877,7 @@ class Keep(L.Callback):
                              "lower --lr")
 
     def on_train_batch_end(self, trainer, model, outputs, batch, index):
+        trainer.should_stop |= time.time() > self.ends
         if trainer.global_step % 20 == 0:
             self.check(trainer)
 
@@ -930,7 +937,6 @@ def make_trainer(run, keep):
     try:
         return L.Trainer(
             **{name: getattr(run, name) for name in TRAINER}, max_steps=run.steps,
-            max_time={"minutes": run.max_minutes} if run.max_minutes < math.inf else None,
             gradient_clip_val=1.0,
             val_check_interval=run.val_every, check_val_every_n_epoch=None, num_sanity_val_steps=0,
             enable_model_summary=False, enable_checkpointing=False, log_every_n_steps=50,
@@ -945,8 +951,11 @@ def fit(trainer, keep, model, data, run):
     """Trains with Lightning; the model ends with its averaged weights. -> samples per second,
     validations included"""
     L.seed_everything(run.seed, verbose=False)          # what follows is the same when resumed
-    keep.data, (training, held_out), same = data, data.tokens(model), dict(
-        collate_fn=lambda batch: batch, generator=torch.Generator())
+    keep.data, same = data, dict(collate_fn=lambda batch: batch, generator=torch.Generator())
+    try:
+        training, held_out = data.tokens(model)
+    except ValueError as error:
+        raise InputError(f"{data.origin} does not fit the model: {error}") from error
     order = Order(training, num_samples=run.steps * run.batch,
                   generator=torch.Generator().manual_seed(run.seed))
     path = keep.folder / "model.ckpt" if run.resume else None
@@ -971,10 +980,13 @@ def report(model, data, run, options, file, **same):
     same |= dict(seed=run.seed, data=data.origin,
                  device=f"{model.device.type}, {torch.get_num_threads()} threads")
     if file:
-        new = not file.exists()
-        with open(file, "a", newline="") as opened:
+        with open(file, "a+", newline="", encoding="utf-8") as opened:
+            opened.seek(0)
+            head, columns = next(csv.reader(opened), []), ["what", *columns, *same]
+            if head and head != columns:
+                raise InputError(f"{file} has other columns than this report, which is not added")
             writer = csv.writer(opened, lineterminator="\n")
-            writer.writerows([["what", *columns, *same]] * new)
+            writer.writerows([columns] * (not head))
             writer.writerows([*row, *same.values()] for row in rows)
 
 

@@ -166,6 +166,9 @@ def test_scores_with_other_options_add_up(here, no_judge):
     for options in ("--steps 2", "--step euler --steps 3 --guidance 1 --seed 3"):
         options += " --drawings 20 --csv table.csv"
         assert train.main(["score", "runs/smoke/model.ckpt", *options.split()]) == 0
+    Path("mine.csv").write_text("a,b\n1,2\n")
+    assert train.main(["score", "--drawings", "20", "--csv", "mine.csv"]) == 2
+    assert Path("mine.csv").read_text() == "a,b\n1,2\n"           # another table stays
     drawn = [row for row in csv.DictReader(open("table.csv")) if "drawing" in row["what"]]
     assert [[row[k] for k in ("step", "steps", "guidance", "calls", "seed")] for row in drawn] == \
         [["race", "2", "2.0", "4", "0"], ["euler", "3", "1.0", "3", "3"]]

@@ -174,7 +174,7 @@ def test_a_text_is_learned_continued_and_completed(here, capsys):
     assert "2 network calls" in said[5]  # as it settles, then whole
     assert sample.main(["--steps", "2"]) == 0                               # from nothing
     assert "nothing is left to fill" in complaint(capsys, sample.main, "--text", "the cat")
-    assert "a part of 'Zoo ___' is unknown" in complaint(capsys, sample.main, "Zoo ___")
+    assert "a part of 'Zoo' is unknown" in complaint(capsys, sample.main, "Zoo ___")
     assert "knows texts only" in complaint(capsys, sample.main, "--image", "x.png")
 
 
@@ -446,6 +446,22 @@ def test_pictures_are_held_out_with_all_their_captions_whatever_the_seed(here):
         assert part and was <= part
     assert not (same(test) | same(held_out)) & same(training) and not same(test) & same(held_out)
     assert len(test) + len(held_out) + len(training) == len(names)
+
+
+def test_a_folder_is_resumed_with_its_own_settings_and_pictures_that_were_added(here, capsys):
+    path, rows = folder(n=60, mode="L")
+    write(path, rows[:40])
+    first = "--image-size 16 --codes 16 --patch 8".split()
+    assert train.main(["--data", "mine", *first, *SHORT, *TINY]) == 0
+    Image.new("RGB", (30, 30), "red").save(path / "colour.png")
+    write(path, [*rows, ("colour.png", "a red box")])
+    assert train.main(["--data", "mine", "--resume", "--steps", "6", "--threads", "1"]) == 0
+    assert sample.open_model()[0].tokens["image"].channels == 1
+    write(path, [*rows, ("colour.png", "a green box")])
+    error = complaint(capsys, train.main, "--preset", "folder", "--resume", "--steps", "8")
+    assert "does not fit the model: a part of 'a green box' is unknown" in error
+    error = complaint(capsys, train.main, "--data", "mine", "--resume", "--image-size", "32")
+    assert "--image-size 32 contradicts runs/folder/model.ckpt, which has 16" in error
 
 
 def test_links_are_files_and_three_underscores_no_blank(here):

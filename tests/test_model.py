@@ -52,7 +52,7 @@ def test_texts_are_words_in_lower_case():
     assert tokens[1].tolist()[3] == -1 and (tokens[1, :3] >= 0).all()
     assert fudoki.question(tokens, words.marks).tolist() == \
         [[False] * 4, [True, True, True, False]]
-    with pytest.raises(Exception, match="WordLevel error"):
+    with pytest.raises(ValueError, match="a part of 'a squre' is unknown; known are"):
         words.encode(["a squre"])
     for wrong in ("red red red red red", "red ___ red"):
         with pytest.raises(ValueError, match="has [35] tokens; from 4 to 4 fit in"):
