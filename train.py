@@ -509,7 +509,7 @@ class Pictures:
     def build(self, run):
         """A new model whose codebook, words and schedules fit the data."""
         images, n = self.train[0], run.size // run.patch
-        some = images[torch.randperm(len(images))[:8000 * 49 // n ** 2]]
+        some = images[torch.randperm(len(images))[:max(1, 8000 * 49 // n ** 2)]]
         patches = F.unfold(some, run.patch, stride=run.patch).mT.flatten(0, 1)
         image = [k_means(patches, run.codes), run.patch, run.size, images.shape[1]]
         codes = Patches(*image).encode(some).flatten()
@@ -671,8 +671,8 @@ def metadata(folder):
                 n, last = reader.line_num, len(head) - 1
                 rows.append((n, dict(zip(head, [*fields[:last], sign.join(fields[last:])]))))
     except (OSError, ValueError, TypeError, csv.Error) as error:
-        raise InputError(f"{path} cannot be read, line {n + 1}: {first_line(error)}; it has to be "
-                         "in UTF-8, with the columns file_name and text") from error
+        raise InputError(f"{path}{f', line {n}' * (n > 0)} cannot be read: {first_line(error)}; it "
+                         "has to be in UTF-8, with the columns file_name and text") from error
     names = {re.sub("[^a-z]", "", str(name).lower()): name for _, row in rows for name in row}
     file, text = (next((names[k] for k in known if k in names), None) for known in (FILE, TEXT))
     if rows and None in (file, text):
@@ -792,7 +792,8 @@ class Corpus:
                     losses.append(model.loss(x_1, model.mark_free(x_1, "text"), t)[0].item())
             rows.append((f"held-out cross-entropy at t = {t:.2f}", sum(losses) / len(losses)))
         for what, texts in (("held-out", [self.test]), ("written", written)):
-            words = [word for text in texts for word in words_of(text)[1:-1] if any(map(str.isalpha, word))]
+            words = [word for text in texts for word in words_of(text)[1:-1]
+                     if any(map(str.isalpha, word))]
             share = sum(word in known for word in words) / max(1, len(words))
             rows.append((f"share of {what} words that the training text has", share))
         return ("value",), rows
@@ -1024,7 +1025,8 @@ def parse_score(argv):
         parser.add_argument("--" + name, help="where its data are, if not where they were")
     parser.add_argument("--drawings", type=number(int, 1),
                         help="images drawn (default: as in training)")
-    parser.add_argument("--seed", type=number(int, *SEED), help="of the report (default: that of the training)")
+    parser.add_argument("--seed", type=number(int, *SEED),
+                        help="of the report (default: that of the training)")
     parser.add_argument("--csv", type=file(".csv"), help="adds the report to this file")
     return parser.parse_args(argv)
 
@@ -1081,7 +1083,8 @@ def train(argv):
            minutes=f"{minutes:.2f}", samples_per_s=f"{rate:.0f}",
            command=" ".join(["python train.py", *argv]))
     print(f"\n{steps} steps, {minutes:.1f} minutes, {rate:.0f} samples/s in training; model and "
-          f"samples are in {folder}. Next:\n  python sample.py {shlex.quote(data.prompt)}")
+          f"samples are in {folder}. Next:\n  python sample.py {'-- ' * data.prompt.startswith('-')}"
+          + shlex.quote(data.prompt))
     if "image" in model.tokens:
         save_image(data.test[0][0], folder / "picture.png")
         print(f"  python sample.py --image {folder / 'picture.png'}")
