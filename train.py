@@ -95,7 +95,7 @@ HELP = dict(
     train_images="training images used", test_images="test images read in the report",
     drawings="images drawn in the report", threads="of the CPU; 0 leaves it to PyTorch, 1 is "
     "faster for very small models", seed="of everything random",
-    data="a folder of pictures and a metadata.csv with the columns file_name and text",
+    data="a folder of pictures with a metadata.csv or .jsonl: the columns file_name and text",
     image_size="of those pictures, in pixels", text="a file to learn, UTF-8; between its "
     "documents stands <|endoftext|>; presets text and ar", length="tokens of its windows",
     backbone="a folder or a name on the Hugging Face hub: the causal language model to start from",
@@ -140,10 +140,10 @@ def parse(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, prog="train.py", allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", choices=PRESETS, help="default: toy, or folder for --data")
-    parser.add_argument("--data-dir", help="a folder with MNIST in torchvision's layout, "
-                        "<folder>/MNIST/raw; by default it is downloaded to data/")
+    parser.add_argument("--data-dir", help="a folder with MNIST, or digits in its format, "
+                        "in <folder>/MNIST/raw; by default MNIST is downloaded to data/")
     parser.add_argument("--resume", action="store_true",
-                        help="go on from runs/<preset>/model.ckpt, with its model")
+                        help="go on from runs/<preset>/model.ckpt, with all it was made with")
     for name, value in PRESETS["toy"].items():
         add_flag(parser, name, value, f"toy: {value}" if value != "" else "default: none")
     options = {k: (v, name) for name in PATHS for k, v in options_of(name).items()}
@@ -373,8 +373,9 @@ CHARACTERS = pre_tokenizers.Split(Regex(r"\X"), "isolated")
 
 
 def words_of(text):
-    """The words and punctuation marks of a text, in lower case."""
-    return [word for word, _ in WORDS.pre_tokenize_str(text.lower())]
+    """The words of a text, in lower case."""
+    return [word for word, _ in WORDS.pre_tokenize_str(text.lower())
+            if any(map(str.isalnum, word))]
 
 
 def tokenizer(texts, characters=False, eos=()):
@@ -792,8 +793,7 @@ class Corpus:
                     losses.append(model.loss(x_1, model.mark_free(x_1, "text"), t)[0].item())
             rows.append((f"held-out cross-entropy at t = {t:.2f}", sum(losses) / len(losses)))
         for what, texts in (("held-out", [self.test]), ("written", written)):
-            words = [word for text in texts for word in words_of(text)[1:-1]
-                     if any(map(str.isalpha, word))]
+            words = [word for text in texts for word in words_of(text)[1:-1]]
             share = sum(word in known for word in words) / max(1, len(words))
             rows.append((f"share of {what} words that the training text has", share))
         return ("value",), rows

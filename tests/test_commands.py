@@ -612,6 +612,18 @@ def test_readmes_row_of_the_text_is_the_reports():
     assert f"| `{command}` {numbers.replace('(0.', '(.')}" in (ROOT / "README.md").read_text()
 
 
+def test_readmes_numbers_of_the_emoji_are_the_reports():
+    row = {row["what"].split(",")[0]: row
+           for row in csv.DictReader(open(ROOT / "tests/bench/emoji.csv"))}
+    words, again = (f"{float(row[what]['words']):.2f}"[1:] for what in ("reading", "drawing"))
+    text = " ".join((ROOT / "README.md").read_text().split())
+    assert f"in {int(row['reading']['training_steps']):,} steps" in text
+    captions = f"{float(row['reading']['captions']):.2f}"[1:]
+    assert f"it reads {words} of the words (captions: {captions})" in text
+    assert f"of which it reads {again} again" in text
+    assert f"render the pictures at {float(row['tokeniser']['PSNR']):.1f} dB" in text
+
+
 def test_the_commands_of_readme_and_tutorial_exist():
     text = (ROOT / "README.md").read_text() + (ROOT / "tutorial.md").read_text()
     commands = re.findall(r"^\s*python (train|sample)\.py *([^#\n]*)", text, re.M)

@@ -213,7 +213,7 @@ def test_marks_belong_to_their_letters_and_scripts_without_spaces_have_words(tex
     assert [kind.tokenizer.id_to_token(i) for i in kind.ids(text)] == words
     again = kind.decode(kind.encode([text]))[0]
     assert again == unicodedata.normalize("NFC", text.lower())
-    assert train.words_of(again) == words
+    assert train.words_of(again) == [word for word in words if word not in ",!"]
 
 
 @pytest.mark.parametrize("text, units", [
