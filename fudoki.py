@@ -279,6 +279,48 @@ def step_named(name):
     return STEPS.get(name) or functools.partial(euler, velocity=VELOCITIES[name])
 
 
+def time_reversal(path, x_t, x_1, t):
+    """u_t = R_t(x, x_t) p_t(x | x₁) / p_t(x_t | x₁) for a noise that does not know x₁: its rate R_t
+    from x to z solves −∂_t p_t(z | x₁) = Σ_x p_t(x | x₁) R_t(x, z). Where this asks for negative
+    rates there is no such noise, and the velocity is the kinetic-optimal one. O(V³); t is the
+    same in all rows. (B, L) -> (B, L, V)"""
+    states = torch.arange(len(path.embedding), device=x_t.device)
+    p, dl = growth(path, states, states, t[:1].expand(len(states), 1).contiguous())
+    p, dl = p.double(), dl.double()
+    dp = p * (dl - (p * dl).sum(-1, keepdim=True))
+    R = torch.linalg.solve_ex(p, -dp).result.fill_diagonal_(0)
+    if not R.clamp(max=0).abs().sum() < 1e-3 * R.abs().sum():           # nor if it is singular
+        return kinetic_optimal(path, x_t, x_1, t)
+    here = entry(p[x_1], x_t)
+    return (R.clamp(min=0)[:, x_t].T * p[x_1] / here).where(here > 0, 0.).float()
+
+
+@torch.no_grad()
+def bound(path, p_1t, x_1, x_t, t, velocity=time_reversal):
+    """What it costs, in nats, that a model does not know x₁: per unit of time at t, a number, and
+    for stopping there; (B, L) each. With p(x₁ | x_t) as logits, and averages over x_t,
+
+        −log p̂(x₁) ≤ ∫₀ᵀ Σ_x [u log(u/û) − u + û] dt − log p(x₁ | x_T),
+
+    u = u_t(x, x_t | x₁), û = Σ_{x₁} p(x₁ | x_t) u_t(x, x_t | x₁): the divergence of the process
+    that knows x₁ from the model's. Tight, if p is the posterior, along `time_reversal` of a noise
+    that does not know x₁; otherwise the past has shown more of x₁ than x_t still does."""
+    p, clean, noisy = p_1t.float().softmax(-1).flatten(0, -2), x_1.flatten(), x_t.flatten()
+    V, X = p.shape[-1], len(path.embedding)
+    every, cost = torch.arange(V, device=p.device), p.new_empty(2, len(p))
+    impossible = (path.logits(every, p.new_full((V, 1), t)) == -torch.inf).float()      # (x₁, z)
+    for some in noisy.unique().split(max(1, CHUNK // (V * X))):
+        u_all = velocity(path, some.repeat_interleave(V), every.repeat(len(some)),
+                         p.new_full((len(some) * V, 1), t)).view(-1, V, X)          # (z, x₁, x)
+        for z, u_z in zip(some, u_all):
+            at, own = noisy == z, clean[noisy == z]
+            u, û = u_z[own], p[at] @ u_z
+            cost[0, at] = (torch.xlogy(u, u) - torch.xlogy(u, û) - u + û).sum(-1)
+            stays = p[at] @ impossible[:, z] * (own == z)               # as in `finish`
+            cost[1, at] = -(entry(p[at], own)[:, 0] + stays).log()
+    return cost.view(2, *x_1.shape)
+
+
 # --------------------------------------------------------------------------------------- 3. tokens
 
 class Text:
@@ -307,11 +349,12 @@ class Text:
             return self.tokenizer.encode(text, add_special_tokens=False).ids
         except Exception as error:                          # the library has no other
             known = " ".join(sorted(self.tokenizer.get_vocab())[:99])
-            raise ValueError(f"a part of '{text.strip()[:40]}' is unknown; known are {known}") from error
+            raise ValueError(f"a part of '{text.strip()[:40]}' is unknown; known are "
+                             + known) from error
 
     def encode(self, texts):
         """list of B strings -> (B, N ≤ length) long, −1 where free: "___" is one word, in a window
-        three tokens, and at the end of a text as many as still fit. ValueError: too long, unknown."""
+        three tokens, at the end of a text as many as still fit. ValueError: too long, unknown."""
         rows = []
         for text in texts:
             goes_on = text.endswith("___")
@@ -633,6 +676,20 @@ class Fudoki(L.LightningModule):
     def mark_free(self, x, *names):
         """`free` of x where all of these modalities are free but questions, and nothing else."""
         return {m: ~question(x_m, self.tokens[m].marks) & (m in names) for m, x_m in x.items()}
+
+    @torch.no_grad()
+    def bound(self, x_1, free, n=16, velocity=time_reversal):
+        """Upper bounds of −log p̂ of what is free, given the rest, in nats: (n, B), one for each
+        time T = ½/n, 1½/n … at which the process may stop. See the function of this name."""
+        cost = []
+        for T in (torch.arange(n) + 0.5).div(n).tolist():
+            x_t = self.corrupt(x_1, free, T)
+            p_1t = self.net(x_t, free, T)
+            cost.append(sum(
+                (bound(self.paths[m], p_1t[m], x_1[m], x_t[m], T, velocity) * f).sum(-1)
+                for m, f in free.items() if f.any()))
+        rate, rest = torch.stack(cost, 1)                                           # (n, B)
+        return (rate.cumsum(0) - rate / 2) / n + rest
 
     def task(self, x_1):
         """Free positions for training: some rows are drawn, the others read. -> free, and which

@@ -17,7 +17,9 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")     # threads that wait do not spin
 
 import argparse
+import copy
 import functools
+import itertools
 import math
 import pathlib
 import pickle
@@ -370,17 +372,28 @@ def present(states, free, model, given):
             print("\n".join(texts))
 
 
-def count_changes(states, free, options):
-    """Prints the network calls, and how often the free tokens changed."""
+def knowing(model, end):
+    """The model as if it had predicted this state from the beginning."""
+    model, sizes = copy.copy(model), {m: len(kind.embedding) for m, kind in model.tokens.items()}
+    model.predict = lambda x, *_: {m: 1e4 * F.one_hot(end[m], sizes[m]) for m in x}
+    return model
+
+
+def departures(states, free):
+    """How often a free token leaves the value that it ends with, on average."""
+    return torch.cat([sum(((a[m] == states[-1][m]) & (b[m] != a[m])).float()
+                          for a, b in itertools.pairwise(states))[free[m]] for m in free]).mean()
+
+
+def count(model, states, free, options, t=0.):
+    """Prints the network calls, and how often tokens left what they end with: as the path has it,
+    by `knowing`, and in truth. What is above the path's is a change of mind."""
     guided = options.get("guidance", 1) != 1
     calls = options["steps"] * (1 + guided * sum(bool(f.any()) for f in free.values()))
-    count = torch.cat([sum((a[m] != b[m]).long() for a, b in zip(states, states[1:]))[free[m]]
-                       for m in free])
-    portion = torch.bincount(count.clamp(max=4), minlength=5) / len(count)
-    shares = ", ".join(f"{name} {s:.0%}" for name, s in zip(
-        ("never", "once", "twice", "3 times", "more often"), portion.tolist()) if s)
-    print(f"{calls} network call{'s' * (calls > 1)}; a token changed {count.float().mean():.1f} "
-          f"times on average ({shares})")
+    path = knowing(model, states[-1]).generate(states[0], free, x_t=states[0], t=t, **options)
+    print(f"{calls} network call{'s' * (calls > 1)}; a token left what it ends with "
+          f"{departures(states, free):.2f} times on average, {departures([*path], free):.2f} "
+          "times if that is known from the start")
 
 
 # ------------------------------------------------------------------------------- the command line
@@ -454,7 +467,8 @@ def parse(argv=None):
     parser.add_argument("--best-of", type=number(int, 1), default=1, metavar="N", help="draw N "
                         "for each, keep the one of which the model itself reads the caption best")
     add_generation(parser)
-    parser.add_argument("--seed", type=number(int, *SEED), help="default: another result every time")
+    parser.add_argument("--seed", type=number(int, *SEED),
+                        help="default: another result every time")
     parser.add_argument("--out", type=file(".png"), default="samples.png",
                         help="the picture (default: samples.png)")
     parser.add_argument("--gif", type=file(".gif"),
@@ -532,7 +546,7 @@ def main(argv=None):
         rows = best(model, states[-1], free, given.best_of)
         states, free = [take(state, rows) for state in states], take(free, rows)
     present(states, free, model, given)
-    count_changes(states, free, options)
+    count(model, states, free, options, given.from_t or 0.)
 
 
 if __name__ == "__main__":

@@ -75,8 +75,8 @@ CHOICES = dict(path=PATHS, trunk=TRUNKS, loss=LOSSES, schedule=SCHEDULES)
 LIMITS = dict(batch=(2,), share=(0.01, 0.99), drop=(0, 1), ask=(0, 0.99), freeze=(0, 0.99),
               t_power=(0.01,), max_minutes=(1e-3,), ema=(0, 1), threads=(0, 1024), seed=SEED,
               codes=(2,), exponent=(0.01, 16), train_images=(20,), test_images=(20,))
-OF_A_RUN = {*TRAINER, "preset", "resume", "steps", "max_minutes", "val_every", "drawings", "threads",
-            "seed", "test_images", "data_dir", "data", "text"}      # the rest is of the model
+OF_A_RUN = {*TRAINER, "preset", "resume", "steps", "max_minutes", "val_every", "drawings", "seed",
+            "threads", "test_images", "data_dir", "data", "text"}   # the rest is of the model
 HELP = dict(
     codes="size of the codebook of patches", patch="side of a patch in pixels",
     path="from noise to data", exponent="of the distance; FUDOKI 4, URSA 2",
@@ -356,6 +356,15 @@ def right(texts, truth):
     return digit / len(texts), whole / len(texts)
 
 
+def bits(model, x_1, name):
+    """Of rows of a modality, given the others, at most: −log₂ p̂ on average, by `Fudoki.bound` at
+    the best time to stop; not a number for more than 1,024 tokens, each of which takes V²."""
+    if len(model.tokens[name].embedding) > 1024:
+        return math.nan
+    x_1 = {m: x.to(model.device) for m, x in x_1.items()}
+    return model.bound(x_1, model.mark_free(x_1, name)).mean(1).min().item() / math.log(2)
+
+
 def same_words(texts, truth):
     """The shares of texts that are right altogether, and of the words of truth in their place."""
     whole = sum(a == b for a, b in zip(texts, truth)) / len(truth)
@@ -595,6 +604,9 @@ class Digits(Pictures):
              frechet(features, real[n:]), len(drawn) / (middle - started), calls),
             ("reading, steps 1, greedy", *right(texts, truth), nan, len(texts) / (end - middle),
              1),
+            ("bits per picture, per caption, at most", *(
+                bits(model, {m: x[:200] for m, x in rows.tokens.items()}, m)
+                for m in ("image", "text")), nan, nan, nan),
             *self.answers(model, tokens, truth)]
 
     def answers(self, model, tokens, truth):
@@ -672,8 +684,8 @@ def metadata(folder):
                 n, last = reader.line_num, len(head) - 1
                 rows.append((n, dict(zip(head, [*fields[:last], sign.join(fields[last:])]))))
     except (OSError, ValueError, TypeError, csv.Error) as error:
-        raise InputError(f"{path}{f', line {n}' * (n > 0)} cannot be read: {first_line(error)}; it "
-                         "has to be in UTF-8, with the columns file_name and text") from error
+        raise InputError(f"{path}{f', line {n}' * (n > 0)} cannot be read: {first_line(error)}; "
+                         "it has to be in UTF-8, with the columns file_name and text") from error
     names = {re.sub("[^a-z]", "", str(name).lower()): name for _, row in rows for name in row}
     file, text = (next((names[k] for k in known if k in names), None) for known in (FILE, TEXT))
     if rows and None in (file, text):
@@ -780,8 +792,8 @@ class Corpus:
         path.with_suffix(".txt").write_text(texts, encoding="utf-8")
 
     def report(self, model, run, options):
-        """Cross-entropy of held-out text by t, and how many of the words that the model writes
-        occur in the training text, beside the same share of held-out text."""
+        """Cross-entropy of held-out text by t, bits per character, and how many of the words that
+        the model writes occur in the training text, beside the same share of held-out text."""
         held = self.tokens(model)[1]
         known, rows = set(words_of(self.train)), []
         written = write(model, ["___"] * 32, **options)
@@ -792,6 +804,9 @@ class Corpus:
                 with torch.no_grad():
                     losses.append(model.loss(x_1, model.mark_free(x_1, "text"), t)[0].item())
             rows.append((f"held-out cross-entropy at t = {t:.2f}", sum(losses) / len(losses)))
+        some = held.tokens["text"][:100]
+        rows.append(("bits per character, at most", bits(model, {"text": some}, "text")
+                     * len(some) / sum(map(len, model.tokens["text"].decode(some)))))
         for what, texts in (("held-out", [self.test]), ("written", written)):
             words = [word for text in texts for word in words_of(text)[1:-1]]
             share = sum(word in known for word in words) / max(1, len(words))
@@ -1083,8 +1098,8 @@ def train(argv):
            minutes=f"{minutes:.2f}", samples_per_s=f"{rate:.0f}",
            command=" ".join(["python train.py", *argv]))
     print(f"\n{steps} steps, {minutes:.1f} minutes, {rate:.0f} samples/s in training; model and "
-          f"samples are in {folder}. Next:\n  python sample.py {'-- ' * data.prompt.startswith('-')}"
-          + shlex.quote(data.prompt))
+          f"samples are in {folder}. Next:\n  python sample.py "
+          + "-- " * data.prompt.startswith("-") + shlex.quote(data.prompt))
     if "image" in model.tokens:
         save_image(data.test[0][0], folder / "picture.png")
         print(f"  python sample.py --image {folder / 'picture.png'}")

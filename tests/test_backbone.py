@@ -227,7 +227,8 @@ def test_a_gap_in_a_caption_is_a_word():
 
 
 def test_texts_that_cannot_be():
-    for text, says in (("abx", "a part of 'abx' is unknown"), ("a" * 9, "9 tokens; from 0 to 8 fit")):
+    for text, says in (("abx", "a part of 'abx' is unknown"),
+                       ("a" * 9, "9 tokens; from 0 to 8 fit")):
         with pytest.raises(ValueError, match=says):
             characters("abc", 8).encode([text])
 

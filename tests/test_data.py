@@ -161,7 +161,8 @@ def test_a_text_is_learned_continued_and_completed(here, capsys):
     assert "held-out cross-entropy at t = 0.95" in said
     rows = csv.DictReader(open("runs/text/report.csv"))
     report = {row["what"]: float(row["value"]) for row in rows}
-    assert len(report) == 12 and report["share of held-out words that the training text has"] == 1
+    assert len(report) == 13 and report["share of held-out words that the training text has"] == 1
+    assert 1 < report["bits per character, at most"] < 8
     assert Path("runs/text/samples/step_000004.txt").read_text().count("----") == 3
     for arguments in (["--text", "the c___"], ["the c___"]):
         assert sample.main([*arguments, "--steps", "4", "--n", "3", "--seed", "0"]) == 0

@@ -11,8 +11,8 @@ from torch.testing import assert_close
 
 import fudoki
 import train
-from fudoki import (PATHS, SCHEDULES, STEPS, VELOCITIES, corrupt, kinetic_optimal, race,
-                    step_named)
+from fudoki import (PATHS, SCHEDULES, STEPS, VELOCITIES, bound, corrupt, kinetic_optimal, race,
+                    step_named, time_reversal)
 
 V, N = 6, 100_000
 CASES = [(name, options) for name in PATHS for options in (
@@ -397,3 +397,103 @@ def test_a_source_of_ones_own():
     test_the_answer_grows(path)
     test_exact_steps_keep_the_marginals(path, "race", 0.2, 0.6)
     test_continuity_equation(path, "kinetic_optimal")
+
+
+# -------------------------------------------------------------------------- likelihood and entropy
+
+LINE = torch.linspace(0, 1, 4)[:, None]
+FORGET = {"mask": PATHS["mask"](LINE), "uniform": PATHS["uniform"](LINE),
+          "0/1 metric": make("metric", torch.zeros(4, 0)),
+          "exponent 1/2": make("metric", LINE, exponent=0.5),
+          "exponent 1": make("metric", LINE, exponent=1.)}      # a noise that does not know x₁
+REMEMBER = {"exponent 2": make("metric", LINE), "exponent 4": make("metric", LINE, exponent=4.)}
+
+
+def mean_bound(path, q, velocity, n=50):
+    """Of tokens with the distribution q (V, …, V), a dimension per token, given their exact
+    posterior: a sum over all x₁ and x_t, and n times up to T = 1 − ½/n."""
+    V, X, L = len(q), len(path.embedding), q.ndim
+    clean = torch.tensor(list(itertools.product(range(V), repeat=L)))
+    noisy = torch.tensor(list(itertools.product(range(X), repeat=L)))
+    total = 0
+    for t in ((torch.arange(n) + 0.5) / n).tolist():
+        p_t = path.logits(torch.arange(V), torch.full((V, 1), t)).softmax(-1).double()
+        joint = q.flatten()[:, None] * p_t[clean[:, None], noisy].prod(-1)          # (x₁, x_t)
+        p_1 = joint.unflatten(0, (V,) * L) / joint.sum(0).clamp(min=1e-300)
+        p_1 = torch.stack([p_1.movedim(i, 0).reshape(V, -1, len(noisy)).sum(1).T
+                           for i in range(L)], 1)                                   # (x_t, L, V)
+        x_1, x_t = joint.nonzero().T
+        rate, rest = bound(path, p_1.log()[x_t], clean[x_1], noisy[x_t], t, velocity).sum(-1)
+        rate, rest = (joint[x_1, x_t] @ c.double() for c in (rate, rest))
+        total += rate / n
+    return (total - rate / n / 2 + rest).item()
+
+
+@pytest.fixture(scope="module")
+def two_tokens():
+    q = (1.5 * torch.randn(4, 4, generator=torch.Generator().manual_seed(0))).double().exp()
+    return q / q.sum()
+
+
+@pytest.mark.parametrize("name", FORGET)
+def test_the_bound_is_the_entropy_if_noise_does_not_know_x_1(name, two_tokens):
+    entropy = -(two_tokens * two_tokens.log()).sum().item()
+    assert abs(mean_bound(FORGET[name], two_tokens, time_reversal) - entropy) < 0.01
+
+
+@pytest.mark.parametrize("name", [*FORGET, *REMEMBER])
+def test_otherwise_it_is_above(name, two_tokens):
+    entropy = -(two_tokens * two_tokens.log()).sum().item()
+    gap = mean_bound((FORGET | REMEMBER)[name], two_tokens, kinetic_optimal) - entropy
+    assert gap > 0.5 if name != "mask" else abs(gap) < 0.01
+
+
+def test_the_bound_of_a_fair_coin_on_the_uniform_path():
+    """½ log(2/(1 − t)) per unit of time, as one finds by hand: ½(log 2 + 1) in all."""
+    path, coin = make("uniform", torch.eye(2)), torch.full((2,), 0.5).double()
+    found = mean_bound(path, coin, kinetic_optimal, n=400)
+    assert abs(found - (math.log(2) + 1) / 2) < 3e-3
+
+
+@pytest.mark.parametrize("velocity", [kinetic_optimal, time_reversal])
+def test_a_distance_of_zero_or_one_has_the_uniform_paths_bound(velocity, two_tokens):
+    """Another clock, the same road."""
+    a, b = (mean_bound(FORGET[name], two_tokens, velocity, 100)
+            for name in ("uniform", "0/1 metric"))
+    assert abs(a - b) < 4e-3
+
+
+@pytest.mark.parametrize("velocity", [kinetic_optimal, time_reversal])
+def test_the_bound_of_the_mask_path_is_its_weighted_cross_entropy(velocity):
+    path, l = make("mask"), torch.randn(5, 7, V)
+    x_1 = torch.randint(V, (5, 7))
+    x_t = torch.where(torch.rand(5, 7) < 0.5, V, x_1)
+    rate, rest = bound(path, l, x_1, x_t, 0.3, velocity)
+    ce = (x_t == V) * -fudoki.entry(l.log_softmax(-1), x_1)[..., 0]
+    assert_close(rate, ce / 0.7)
+    assert_close(rest, ce)
+
+
+@pytest.mark.parametrize("velocity", [kinetic_optimal, time_reversal, fudoki.corrector])
+def test_the_bound_is_the_divergence_of_two_chains_in_small_steps(path, velocity):
+    """KL(1 + u dt ‖ 1 + û dt) / dt, for any logits."""
+    dt, t, p_1 = 1e-4, 0.3, torch.randn(V).softmax(-1)
+    for x_1, z in ((0, 1), (2, 2), (4, 0)):
+        u = torch.stack([matrix(path, velocity, x, t)[z] for x in range(V)])        # (x₁, x)
+        chains = u[x_1] * dt, (p_1.double()[:, None] * u).sum(0) * dt
+        for chain in chains:
+            chain[z] = 1 - (chain.sum() - chain[z])
+        expected = torch.xlogy(chains[0], chains[0] / chains[1]).nansum() / dt
+        if path.logits(torch.tensor([x_1]), torch.tensor([[t]]))[0, z] > -torch.inf:
+            found = bound(path, p_1.log()[None, None], torch.tensor([[x_1]]), torch.tensor([[z]]),
+                          t, velocity)[0].item()
+            assert found == pytest.approx(expected.item(), rel=0.01, abs=1e-3)
+
+
+def test_time_reversal_generates_its_path():
+    """−∂p = p R, whatever x₁ is: the continuity equation."""
+    for path in FORGET.values():
+        for x_1, t in itertools.product(range(4), (0.1, 0.5, 0.9)):
+            u, now = matrix(path, time_reversal, x_1, t), p(path, x_1, t).double()
+            dp = (p(path, x_1, t + 1e-3) - p(path, x_1, t - 1e-3)) / 2e-3
+            assert_close(now @ u - now * u.sum(-1), dp.double(), atol=2e-3, rtol=1e-2)

@@ -47,7 +47,10 @@ def test_blocks_run_in_order(tmp_path, monkeypatch, capsys):
     assert len(found) >= 8
     for block in found:
         line = text[:block.start(1)].count("\n")        # so that a traceback names the right one
+        capsys.readouterr()
         exec(compile("\n" * line + block[1], "tutorial.md", "exec"), namespace)
+        printed = re.match(r"\n```text\n(.*?)^```$", text[block.end():].removeprefix("\n"), re.S | re.M)
+        assert not printed or capsys.readouterr().out == printed[1]
 
 
 def test_quotations_are_verbatim_and_whole():

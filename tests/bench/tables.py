@@ -138,6 +138,42 @@ def repairs():
     return [row.replace(" 0.", " .") for row in found]
 
 
+def worth(name, what="drawing", column="caption", **options):
+    """Mean and standard error over the seeds of a cell of paths.csv; options as of its columns."""
+    found = [row for row in rows("paths") if row["name"] == name and row["what"] == what
+             and all(row[k] == v for k, v in options.items()) and row[column]]
+    return mean(found, column) if found else None
+
+
+def chosen(name):
+    """The guidance and temperature of a path's drawings: not 1 and 1, with which all are drawn."""
+    return next({k: row[k] for k in ("guidance", "temperature")} for row in rows("paths")
+                if row["name"] == name and row["what"] == "drawing" and row["guidance"] != "1.0")
+
+
+def metrics(steps="8"):
+    """README's table of paths and kinds of tokens, from paths.csv."""
+    found = []
+    for name in dict.fromkeys(row["name"] for row in rows("paths")):
+        if not worth(name, steps="32"):
+            continue
+        options = chosen(name)
+        cells = [worth(name, column=c, steps=steps, **options)
+                 for c in ("digit", "caption", "frechet", "minds")]
+        far, near = (worth(name, f"repair {kind} state 0.9", "repaired")[0]
+                     for kind in ("image", "image, near"))
+        spoiled = worth(name, "repair image state 0.9", "spoiled")[0]
+        found.append(
+            f"| {name.replace('/', ', ').replace('metric', 'exponent')} | "
+            f"{len({row['seed'] for row in rows('paths') if row['name'] == name})} | "
+            f"{worth(name, 'bits', 'image_bits')[0]:.0f} / "
+            f"{worth(name, 'bits', 'image_bits_ko')[0]:.0f} | "
+            f"{cells[0][0]:.3f} / {cells[1][0]:.3f} | {cells[2][0]:.1f} | "
+            f"{far:.2f} / {spoiled:.2f} | {near:.2f} | {cells[3][0]:.2f} |".replace(" 0.", " ."))
+    return found
+
+
 if __name__ == "__main__":
     print("\n".join([*reports("smoke"), *reports("toy"), "", *trainings(), "",
-                     *paths(), "", *options(), "", *parts(), "", *repairs()]))
+                     *paths(), "", *options(), "", *parts(), "", *repairs(), "",
+                     *metrics()]))

@@ -1,0 +1,210 @@
+"""When is a metric worth it? Trains the toy on several paths and kinds of tokens, as many steps
+each, and measures what they have learned; appends to paths.csv, skips what is there.
+
+    python tests/bench/paths.py train [NAME …] [--seeds 3] [--data-dir FOLDER]
+    python tests/bench/paths.py measure [NAME …] [--seeds 3] [--data-dir FOLDER]
+
+NAME is tokens/path, "grey/metric 2", by default all. Tokens: `codes`, the toy's 256 patches of
+4 × 4 pixels; `grey`, 14 × 14 pixels of 16 grey levels; `shuffled`, the same pixels, but the path
+is told the levels in a random order, so that its distances mean nothing. Checkpoints are in
+runs/paths/. Everything is measured on the first thousand training images, which neither model nor
+judge has seen; so the test set is left for the reports.
+"""
+import argparse
+import csv
+import itertools
+import math
+from pathlib import Path
+
+import lightning as L
+import study                    # first: it puts the project on the path
+import torch
+import torch.nn.functional as F
+
+import fudoki
+import repair
+import sample
+import train
+
+RUNS = Path("runs/paths")
+VALUES = "digit caption frechet minds left left_oracle repaired spoiled error " \
+         "image_bits text_bits image_bits_ko text_bits_ko"
+
+
+class StudentPath(fudoki.MetricPath):
+    """A heavy tail: d = log(1 + ‖·‖²/s), so p_t(x | x₁) is a power of 1 + ‖·‖²/s; s is the
+    squared distance of the nearest other token, of the median one."""
+
+    def distance(self, x_1):
+        if not self.embedding.shape[1]:
+            return super().distance(x_1)
+        if not hasattr(self, "scale"):
+            d = torch.cdist(self.embedding, self.embedding).fill_diagonal_(torch.inf)
+            self.scale = d.amin(-1).median().item() ** 2
+        return torch.log1p(super().distance(x_1) / self.scale)
+
+
+class MixedPath(fudoki.MetricPath):
+    """Metric noise with probability t, uniform noise otherwise."""
+
+    def logits(self, x_1, t):
+        near = super().logits(x_1, t).log_softmax(-1) + torch.log(t)
+        return torch.logaddexp(near, torch.log((1 - t) / len(self.embedding)))
+
+
+fudoki.PATHS |= {"student": StudentPath, "mixed": MixedPath}
+TOKENS = {"codes": "--batch 64 --steps 1500", "shuffled": None,
+          "grey": "--codes 16 --patch 1 --width 64 --heads 2 --batch 32 --steps 2000"}
+TOKENS["shuffled"] = TOKENS["grey"]
+METRICS = {f"metric {p}": f"--path metric --exponent {p}" for p in (0.5, 1, 2, 4)}
+PATHS = {"uniform": "--path uniform", "mask": "--path mask", **METRICS,
+         "student": "--path student", "mixed": "--path mixed"}
+NAMES = [f"{tokens}/{path}" for tokens in TOKENS for path in PATHS
+         if tokens != "shuffled" or path in METRICS]
+
+
+def prepared(name, seed, given):
+    """The run, its data, and a function that gives a model its path."""
+    tokens, path = name.split("/")
+    path, _, power = path.partition(", t^")
+    where = ["--data-dir", given.data_dir] if given.data_dir else []
+    flags = f"{TOKENS[tokens]} {PATHS[path]} --ask 0 --threads 1 --val-every 10000".split()
+    run = train.parse([*flags, *where, "--seed", str(seed), "--t-power", power or "2"])
+    train.quietly(run)
+    data = train.dataset(run)
+    if tokens != "codes":
+        run.size = 14
+        data.train, data.held_out, data.test = (
+            (F.avg_pool2d(images, 2), digits)
+            for images, digits in (data.train, data.held_out, data.test))
+
+    def shuffle(model):
+        if tokens == "shuffled":
+            old, g = model.paths["image"], torch.Generator().manual_seed(seed)
+            order = torch.randperm(len(old.embedding), generator=g)
+            model.paths["image"] = type(old)(
+                old.embedding[order], model.hparams.frequency["image"], **run.path_options)
+        return model
+    return run, data, shuffle
+
+
+def learn(name, seed, given):
+    """Trains a model unless it is there."""
+    folder = RUNS / f"{name.replace('/', ' ')}, seed {seed}"
+    if (folder / "model.ckpt").exists():
+        return
+    run, data, shuffle = prepared(name, seed, given)
+    L.seed_everything(seed, verbose=False)
+    model, keep = shuffle(data.build(run)), train.Keep(run, folder)
+    rate = train.fit(train.make_trainer(run, keep), keep, model, data, run)
+    print(f"\n{name}, seed {seed}: {rate:.0f} samples/s", flush=True)
+
+
+def choose(cells):
+    """Guidance and temperature: the lowest Fréchet distance where the share of right captions is
+    at most a hundredth below the best."""
+    best = max(values[1] for values in cells.values())
+    return min((k for k, v in cells.items() if v[1] >= best - 0.01), key=lambda k: cells[k][2])
+
+
+def measure(name, seed, given, table, chosen):
+    """Adds the rows of a model: bits, drawings with options chosen on seed 0, reading, repair."""
+    folder = RUNS / f"{name.replace('/', ' ')}, seed {seed}"
+    if not (folder / "model.ckpt").exists():
+        return
+    run, data, shuffle = prepared(name, seed, given)
+    model = shuffle(sample.open_model(folder / "model.ckpt")[0].cpu())
+    L.seed_everything(0, verbose=False)
+    judge = train.Judge(run.size).fit(*data.train)
+    rows, truth = data.rows(model, *data.held_out)
+    patches, tokens = model.tokens["image"], rows.tokens
+    real = judge(patches.decode(patches.encode(data.test[0])))[0]
+
+    def add(what, columns, values, steps="", guidance="", temperature=""):
+        found = {c: f"{v:.4f}" for c, v in zip(columns.split(), map(float, values))}
+        table.add(name, seed, what, steps, guidance, temperature,
+                  *(found.get(c, "") for c in VALUES.split()))
+
+    def drawn(texts, **options):
+        L.seed_everything(seed, verbose=False)
+        x, free = model.to_fill(len(texts), text=model.tokens["text"].encode(texts))
+        guesses = []
+
+        def predict(*arguments):
+            found = fudoki.Fudoki.predict(model, *arguments)
+            guesses.append(found["image"].argmax(-1))
+            return found
+        model.predict = predict
+        states = list(model.generate(x, free, **options))
+        del model.predict
+        path = list(sample.knowing(model, states[-1]).generate(x, free, x_t=states[0], **options))
+        pictures = patches.decode(states[-1]["image"])
+        features, seen = judge(pictures)
+        minds = sum((a != b).float().mean() for a, b in itertools.pairwise(guesses))
+        return (*train.right(train.captions(pictures, seen), texts), train.frechet(features, real),
+                minds, *(sample.departures(s, {"image": free["image"]}) for s in (states, path)))
+
+    if (name, seed, "bits", "", "", "") not in table:
+        x = sample.take(tokens, slice(0, 200))
+        bits = [model.bound(x, model.mark_free(x, m), 16, velocity).mean(1).min() / math.log(2)
+                for velocity in (fudoki.time_reversal, fudoki.kinetic_optimal)
+                for m in ("image", "text")]
+        add("bits", "image_bits text_bits image_bits_ko text_bits_ko", bits)
+    for way, t in (("state", 0.9), ("state", 0.5), ("told", 0.)):
+        for kind in ("image", "image, near"):
+            what = f"repair {kind} {way} {t}"
+            if (name, seed, what, "4", "", "") not in table:
+                L.seed_everything(seed, verbose=False)
+                x = sample.take(tokens, slice(0, 200))
+                hit, before = repair.damage(x, kind, 0.2, model)
+                free = model.mark_free(x, "image")
+                if way == "told":
+                    free["image"] = hit
+                damaged = x | {"image": before}
+                *_, end = model.generate(damaged, free, x_t=damaged if way == "state" else None,
+                                         t=t, steps=4, temperature=0.)
+                add(what, "repaired spoiled error", repair.measure(
+                    x["image"], before, end["image"], hit, "image", model), 4)
+    if (name, seed, "reading", "1", "", "") not in table:
+        add("reading", "digit caption", train.right(sample.read(model, tokens["image"]), truth), 1)
+    if name not in chosen:
+        cells = {(g, T): drawn(truth[500:800], steps=8, guidance=g, temperature=T)
+                 for g in (1.5, 2., 3.) for T in (0.5, 0.7)}
+        for (g, T), values in cells.items():
+            add("choice", "digit caption frechet", values, 8, g, T)
+        chosen[name] = choose(cells)
+    g, T = chosen[name]
+    for steps, guidance, temperature in [(n, g, T) for n in (2, 4, 8, 32)] + [
+            (n, 1., 1.) for n in (2, 8, 32)]:
+        if (name, seed, "drawing", steps, guidance, temperature) not in table:
+            add("drawing", "digit caption frechet minds left left_oracle", drawn(
+                truth[:500], steps=steps, guidance=guidance, temperature=temperature),
+                steps, guidance, temperature)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["train", "measure"])
+    parser.add_argument("names", nargs="*", metavar="NAME", default=NAMES)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--data-dir")
+    given = parser.parse_args()
+    if given.what == "measure":
+        table = study.Table("paths", "name seed what steps guidance temperature".split(),
+                            VALUES.split())
+        rows, chosen = list(csv.DictReader(table.file.open())), {}
+        for name in {row["name"] for row in rows if row["what"] == "choice"}:
+            chosen[name] = choose({
+                (float(row["guidance"]), float(row["temperature"])):
+                [float(row[c]) for c in ("digit", "caption", "frechet")]
+                for row in rows if (row["name"], row["what"]) == (name, "choice")})
+    for seed, name in itertools.product(range(given.seeds), given.names):
+        if given.what == "train":
+            learn(name, seed, given)
+        else:
+            measure(name, seed, given, table, chosen)
+
+
+if __name__ == "__main__":
+    main()
