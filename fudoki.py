@@ -280,19 +280,20 @@ def step_named(name):
 
 
 def time_reversal(path, x_t, x_1, t):
-    """u_t = R_t(x, x_t) p_t(x | x₁) / p_t(x_t | x₁) for a noise that does not know x₁: its rate R_t
-    from x to z solves −∂_t p_t(z | x₁) = Σ_x p_t(x | x₁) R_t(x, z). Where this asks for negative
-    rates there is no such noise, and the velocity is the kinetic-optimal one. O(V³); t is the
-    same in all rows. (B, L) -> (B, L, V)"""
+    """u_t = R_t(x, x_t) p_t(x | x₁) / p_t(x_t | x₁), where R_t(x, z) ≥ 0, the rate from x to z of a
+    noise that does not know x₁, solves −∂_t p_t(z | x₁) = Σ_x p_t(x | x₁) R_t(x, z) as far as there
+    is such a noise; what is left of ∂_t p_t moves with the least energy. O(V³); t is the same in
+    all rows. (B, L) -> (B, L, V)"""
     states = torch.arange(len(path.embedding), device=x_t.device)
-    p, dl = growth(path, states, states, t[:1].expand(len(states), 1).contiguous())
-    p, dl = p.double(), dl.double()
-    dp = p * (dl - (p * dl).sum(-1, keepdim=True))
-    R = torch.linalg.solve_ex(p, -dp).result.fill_diagonal_(0)
-    if not R.clamp(max=0).abs().sum() < 1e-3 * R.abs().sum():           # nor if it is singular
-        return kinetic_optimal(path, x_t, x_1, t)
-    here = entry(p[x_1], x_t)
-    return (R.clamp(min=0)[:, x_t].T * p[x_1] / here).where(here > 0, 0.).float()
+    p, dl = (a.double() for a in growth(path, states, states, t[:1].repeat(len(states), 1)))
+    dp = p * (dl - (p * dl).sum(-1, keepdim=True))                      # (x₁, x)
+    R = torch.linalg.solve_ex(p, -dp).result.fill_diagonal_(0)          # (x, z)
+    exists = -R.clamp(max=0).sum() < 0.1 * R.abs().sum()                # and is finite
+    R = R.clamp(min=0) if exists else torch.zeros_like(R)
+    left = (dp - p * R.sum(-1) + p @ R)[x_1]
+    p, here = p[x_1], entry(p[x_1], x_t)
+    u = R[:, x_t].T * p / here + (left - entry(left, x_t) / here * p).relu()
+    return u.where(here > 1e-12, 0.).float()            # from where a token never is, none moves
 
 
 @torch.no_grad()
@@ -313,8 +314,8 @@ def bound(path, p_1t, x_1, x_t, t, velocity=time_reversal):
         u_all = velocity(path, some.repeat_interleave(V), every.repeat(len(some)),
                          p.new_full((len(some) * V, 1), t)).view(-1, V, X)          # (z, x₁, x)
         for z, u_z in zip(some, u_all):
-            at, own = noisy == z, clean[noisy == z]
-            u, û = u_z[own], p[at] @ u_z
+            at, own, u_z[:, z] = noisy == z, clean[noisy == z], 0.      # it may be of rounding size
+            u, û = u_z[own], (p[at] @ u_z).clamp(min=torch.finfo(p.dtype).tiny)
             cost[0, at] = (torch.xlogy(u, u) - torch.xlogy(u, û) - u + û).sum(-1)
             stays = p[at] @ impossible[:, z] * (own == z)               # as in `finish`
             cost[1, at] = -(entry(p[at], own)[:, 0] + stays).log()

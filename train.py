@@ -362,7 +362,7 @@ def bits(model, x_1, name):
     if len(model.tokens[name].embedding) > 1024:
         return math.nan
     x_1 = {m: x.to(model.device) for m, x in x_1.items()}
-    return model.bound(x_1, model.mark_free(x_1, name)).mean(1).min().item() / math.log(2)
+    return model.bound(x_1, model.mark_free(x_1, name), 8).mean(1).min().item() / math.log(2)
 
 
 def same_words(texts, truth):

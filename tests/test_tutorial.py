@@ -49,7 +49,7 @@ def test_blocks_run_in_order(tmp_path, monkeypatch, capsys):
         line = text[:block.start(1)].count("\n")        # so that a traceback names the right one
         capsys.readouterr()
         exec(compile("\n" * line + block[1], "tutorial.md", "exec"), namespace)
-        printed = re.match(r"\n```text\n(.*?)^```$", text[block.end():].removeprefix("\n"), re.S | re.M)
+        printed = re.match(r"\n\n```text\n(.*?)^```$", text[block.end():], re.S | re.M)
         assert not printed or capsys.readouterr().out == printed[1]
 
 
@@ -97,8 +97,15 @@ def test_numbers_in_the_prose_are_those_of_the_study(monkeypatch):
     assert f"captions {caption(step='renoise')} renoised, {caption()} by the race" in text
     for row in tables.trainings():
         assert row in TUTORIAL.read_text(), row
-    changes = tables.mean(tables.cell(steps="8"), "changes")[0]
-    assert f"a token changes {changes:.1f} times in eight steps" in text
+    grey, codes = (1 - tables.worth(f"{kind}/metric 1", "bits", "image_bits")[0]
+                   / tables.worth(f"{kind}/uniform", "bits", "image_bits")[0]
+                   for kind in ("grey", "codes"))
+    assert f"fewer bits than the uniform path, by {grey:.0%} on grey levels and {codes:.0%}" in text
+    left = max(float(row["left"]) for row in tables.rows("paths") if row["left"])
+    assert f"leaves it at most {left:.2f} times".replace("0.", ".") in text
+    minds = [float(row["minds"]) for row in tables.rows("paths") if row["steps"] == "8"
+             and row["what"] == "drawing" and row["guidance"] != "1.0"]
+    assert f"changes {min(minds):.1f} to {max(minds):.1f} times".replace("0.", ".") in text
     told = [tables.repair("image", "0.2", "told", "0.0", name)[0] for name in tables.PATHS]
     assert "who is told which ones are wrong finds two thirds" in text
     assert all(abs(x - 2 / 3) < 0.03 for x in told)

@@ -16,7 +16,6 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 import fudoki  # noqa: E402
 import sample  # noqa: E402
-import tables  # noqa: E402
 import train  # noqa: E402
 
 model = sample.open_model("runs/toy/model.ckpt")[0].cpu()
@@ -69,21 +68,3 @@ plt.ylabel("P(x_t = x₁)")
 plt.legend()
 plt.tight_layout()
 plt.savefig(ROOT / "figures" / "kept.png", dpi=110)
-
-# 5. quality by steps, from sampling.csv
-figure, axes = plt.subplots(1, 2, figsize=(9, 3.2))
-lines = [(label, dict(step=step), "-") for step, label in tables.STEPS.items()]
-lines += [(f"{name} path, race", dict(checkpoint=name), "--") for name in tables.PATHS[1:]]
-for axis, column in zip(axes, ("caption", "frechet")):
-    for label, option, style in lines:
-        found = [(n, *tables.mean(some, column)) for n in (1, 2, 4, 8, 16, 32)
-                 if (some := tables.cell(steps=str(n), **option))]
-        axis.errorbar(*zip(*found), fmt=style, label=label, capsize=2)
-    axis.set_xscale("log", base=2)
-    axis.set_xticks([1, 2, 4, 8, 16, 32], [1, 2, 4, 8, 16, 32])
-    axis.set_xlabel("steps (two network calls each)")
-axes[0].set_ylabel("captions right")
-axes[1].set_ylabel("Fréchet distance")
-axes[1].legend(fontsize=7)
-figure.tight_layout()
-figure.savefig(ROOT / "figures" / "steps.png", dpi=110)

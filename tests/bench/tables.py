@@ -64,16 +64,14 @@ def cell(**options):
 
 
 def line(what, found):
-    """A row of a table: digit, caption, Fréchet, changes, share changed more than once."""
+    """A row of a table: digit, caption, Fréchet."""
     cells = [share(found, c) for c in ("digit", "caption")]
     cells.append("{:.1f} ± {:.1f}".format(*mean(found, "frechet")))
-    cells += ["{:.2f}".format(mean(found, c)[0]) if found[0][c] else ""
-              for c in ("changes", "revised")]
     return f"| {what} | " + " | ".join(cells) + " |"
 
 
 def paths():
-    """README's table of the three paths by steps."""
+    """The tutorial's table of the three paths by steps."""
     return [line(f"{name}, {n} step{'s' * (n != '1')}", found)
             for name in PATHS for n in "1 2 4 8 32".split()
             if (found := cell(checkpoint=name, steps=n))]
@@ -147,14 +145,16 @@ def worth(name, what="drawing", column="caption", **options):
 
 def chosen(name):
     """The guidance and temperature of a path's drawings: not 1 and 1, with which all are drawn."""
-    return next({k: row[k] for k in ("guidance", "temperature")} for row in rows("paths")
-                if row["name"] == name and row["what"] == "drawing" and row["guidance"] != "1.0")
+    return next(({k: row[k] for k in ("guidance", "temperature")} for row in rows("paths")
+                 if row["name"] == name and row["what"] == "drawing" and row["guidance"] != "1.0"),
+                {})
 
 
 def metrics(steps="8"):
     """README's table of paths and kinds of tokens, from paths.csv."""
-    found = []
-    for name in dict.fromkeys(row["name"] for row in rows("paths")):
+    found, kinds = [], ("uniform", "metric 0.5", "metric 1", "metric 2", "metric 4", "student",
+                        "mixed", "mask")
+    for name in (f"{tokens}/{path}" for tokens in ("codes", "grey", "shuffled") for path in kinds):
         if not worth(name, steps="32"):
             continue
         options = chosen(name)

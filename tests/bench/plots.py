@@ -1,0 +1,65 @@
+"""Draws the pictures of README and tutorial that show tables of this folder (seconds):
+
+    python tests/bench/plots.py
+"""
+import matplotlib
+import tables
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402
+
+FIGURES = tables.ROOT / "figures"
+EXPONENTS = {0.: "uniform", 0.5: "metric 0.5", 1.: "metric 1", 2.: "metric 2", 4.: "metric 4"}
+TOKENS = {"codes": "256 codes", "grey": "grey levels", "shuffled": "grey levels, shuffled metric"}
+
+
+def steps():
+    """Captions and Fréchet distance by steps, from sampling.csv."""
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.2))
+    lines = [(label, dict(step=step), "-") for step, label in tables.STEPS.items()]
+    lines += [(f"{name} path, race", dict(checkpoint=name), "--") for name in tables.PATHS[1:]]
+    for axis, column in zip(axes, ("caption", "frechet")):
+        for label, option, style in lines:
+            found = [(n, *tables.mean(some, column)) for n in (1, 2, 4, 8, 16, 32)
+                     if (some := tables.cell(steps=str(n), **option))]
+            axis.errorbar(*zip(*found), fmt=style, label=label, capsize=2)
+        axis.set_xscale("log", base=2)
+        axis.set_xticks([1, 2, 4, 8, 16, 32], [1, 2, 4, 8, 16, 32])
+        axis.set_xlabel("steps (two network calls each)")
+    axes[0].set_ylabel("captions right")
+    axes[1].set_ylabel("Fréchet distance")
+    axes[1].legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(FIGURES / "steps.png", dpi=110)
+
+
+def metric():
+    """What the exponent of the distance does, from paths.csv: 0 is the uniform path, the mask path
+    a dotted line."""
+    figure, axes = plt.subplots(1, 4, figsize=(13, 3.2))
+    panels = [("bits per picture, at most", "bits", "image_bits", False),
+              ("captions right, 8 steps", "drawing", "caption", True),
+              ("Fréchet distance, 8 steps", "drawing", "frechet", True),
+              ("far damage repaired", "repair image state 0.9", "repaired", False)]
+    for axis, (label, what, column, by_steps) in zip(axes, panels):
+        for (tokens, known), colour in zip(TOKENS.items(), ("C0", "C1", "C2")):
+            found = []
+            for exponent, path in EXPONENTS.items():
+                name = f"{tokens.replace('shuffled', 'grey') if not exponent else tokens}/{path}"
+                options = dict(steps="8") | tables.chosen(name) if by_steps else {}
+                value = tables.worth(name, what, column, **options)
+                found += [(exponent, *value)] if value else []
+            axis.errorbar(*zip(*found), fmt="o-", color=colour, label=known, capsize=2)
+            options = dict(steps="8") | tables.chosen(f"{tokens}/mask") if by_steps else {}
+            if value := tables.worth(f"{tokens}/mask", what, column, **options):
+                axis.axhline(value[0], color=colour, linestyle=":")
+        axis.set_xlabel("exponent of the distance")
+        axis.set_ylabel(label)
+    axes[0].legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(FIGURES / "metric.png", dpi=110)
+
+
+if __name__ == "__main__":
+    steps()
+    metric()
