@@ -280,10 +280,10 @@ def step_named(name):
 
 
 def time_reversal(path, x_t, x_1, t):
-    """u_t = R_t(x, x_t) p_t(x | x₁) / p_t(x_t | x₁), where R_t(x, z) ≥ 0, the rate from x to z of a
-    noise that does not know x₁, solves −∂_t p_t(z | x₁) = Σ_x p_t(x | x₁) R_t(x, z) as far as there
-    is such a noise; what is left of ∂_t p_t moves with the least energy. O(V³); t is the same in
-    all rows. (B, L) -> (B, L, V)"""
+    """u_t = R_t(x, x_t) p_t(x | x₁) / p_t(x_t | x₁), where R_t(x, z) ≥ 0, the rate from x to z of
+    a noise that does not know x₁, solves −∂_t p_t(z | x₁) = Σ_x p_t(x | x₁) R_t(x, z) as far as
+    there is such a noise; what is left of ∂_t p_t moves with the least energy. O(V³); t is the
+    same in all rows. (B, L) -> (B, L, V)"""
     states = torch.arange(len(path.embedding), device=x_t.device)
     p, dl = (a.double() for a in growth(path, states, states, t[:1].repeat(len(states), 1)))
     dp = p * (dl - (p * dl).sum(-1, keepdim=True))                      # (x₁, x)
@@ -314,7 +314,7 @@ def bound(path, p_1t, x_1, x_t, t, velocity=time_reversal):
         u_all = velocity(path, some.repeat_interleave(V), every.repeat(len(some)),
                          p.new_full((len(some) * V, 1), t)).view(-1, V, X)          # (z, x₁, x)
         for z, u_z in zip(some, u_all):
-            at, own, u_z[:, z] = noisy == z, clean[noisy == z], 0.      # it may be of rounding size
+            at, own, u_z[:, z] = noisy == z, clean[noisy == z], 0.      # of rounding size, maybe
             u, û = u_z[own], (p[at] @ u_z).clamp(min=torch.finfo(p.dtype).tiny)
             cost[0, at] = (torch.xlogy(u, u) - torch.xlogy(u, û) - u + û).sum(-1)
             stays = p[at] @ impossible[:, z] * (own == z)               # as in `finish`

@@ -503,7 +503,7 @@ def test_time_reversal_generates_its_path(name):
 
 @pytest.mark.parametrize("name", FORGET)
 def test_the_noise_that_it_reverses_does_not_know_x_1(name):
-    """By Bayes, from x to z: p(z) u(x, z) / p(x), the same for every x₁ for which x is possible."""
+    """By Bayes, from x to z: p(z) u(x, z) / p(x), the same for every x₁ that allows x."""
     path = FORGET[name]
     noise = []
     for x_1 in range(4):

@@ -100,7 +100,7 @@ def test_numbers_in_the_prose_are_those_of_the_study(monkeypatch):
     grey, codes = (1 - tables.worth(f"{kind}/metric 1", "bits", "image_bits")[0]
                    / tables.worth(f"{kind}/uniform", "bits", "image_bits")[0]
                    for kind in ("grey", "codes"))
-    assert f"fewer bits than the uniform path, by {grey:.0%} on grey levels and {codes:.0%}" in text
+    assert f"than the uniform path, by {grey:.0%} on grey levels and {codes:.0%}" in text
     left = max(float(row["left"]) for row in tables.rows("paths") if row["left"])
     assert f"leaves it at most {left:.2f} times".replace("0.", ".") in text
     minds = [float(row["minds"]) for row in tables.rows("paths") if row["steps"] == "8"
