@@ -626,6 +626,15 @@ def test_readmes_tables_are_the_studies(monkeypatch):
     assert "`--best-of 16` has all of the digits and captions right; guidance 1 has .945" in text
 
 
+def test_readmes_bits_per_character_are_the_studys(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "tests" / "bench")
+    import tables
+    uniform, mask, twin = tables.characters()
+    text = " ".join((ROOT / "README.md").read_text().split())
+    assert f"twin, has {twin} bits per character" in text
+    assert f"the mask path has at most {mask} and the uniform path {uniform}" in text
+
+
 def test_readmes_row_of_the_text_is_the_reports():
     rows = list(csv.DictReader(open(ROOT / "tests/bench/text.csv")))
     value = {row["what"]: float(row["value"]) for row in rows}

@@ -1,8 +1,8 @@
 """When is a metric worth it? Trains the toy on several paths and kinds of tokens, as many steps
 each, and measures what they have learned; appends to paths.csv, skips what is there.
 
-    python tests/bench/paths.py train [NAME …] [--seeds 3] [--data-dir FOLDER]
-    python tests/bench/paths.py measure [NAME …] [--seeds 3] [--data-dir FOLDER]
+    python tests/bench/paths.py train [NAME …] [--seeds 0 1 2] [--data-dir FOLDER]
+    python tests/bench/paths.py measure [NAME …] [--seeds 0 1 2] [--data-dir FOLDER]
 
 NAME is tokens/path, "grey/metric 2", by default all. Tokens: `codes`, the toy's 256 patches of
 4 × 4 pixels; `grey`, 14 × 14 pixels of 16 grey levels; `shuffled`, the same pixels, but the path
@@ -27,6 +27,7 @@ import sample
 import train
 
 RUNS = Path("runs/paths")
+WAYS = ("state", 0.9), ("state", 0.5), ("told", 0.)
 VALUES = "digit caption frechet minds left left_oracle repaired spoiled error " \
          "image_bits text_bits image_bits_ko text_bits_ko"
 
@@ -58,9 +59,14 @@ TOKENS = {"codes": "--batch 64 --steps 1500", "shuffled": None,
 TOKENS["shuffled"] = TOKENS["grey"]
 METRICS = {f"metric {p}": f"--path metric --exponent {p}" for p in (0.5, 1, 2, 4)}
 PATHS = {"uniform": "--path uniform", "mask": "--path mask", **METRICS,
-         "student": "--path student", "mixed": "--path mixed"}
+         "student": "--path student", "mixed 1": "--path mixed --exponent 1",
+         "mixed 2": "--path mixed --exponent 2"}
 NAMES = [f"{tokens}/{path}" for tokens in TOKENS for path in PATHS
          if tokens != "shuffled" or path in METRICS]
+
+
+def folder_of(name, seed):
+    return RUNS / f"{name.replace('/', ' ')}, seed {seed}"
 
 
 def prepared(name, seed, given):
@@ -90,7 +96,7 @@ def prepared(name, seed, given):
 
 def learn(name, seed, given):
     """Trains a model unless it is there."""
-    folder = RUNS / f"{name.replace('/', ' ')}, seed {seed}"
+    folder = folder_of(name, seed)
     if (folder / "model.ckpt").exists():
         return
     run, data, shuffle = prepared(name, seed, given)
@@ -107,28 +113,59 @@ def choose(cells):
     return min((k for k, v in cells.items() if v[1] >= best - 0.01), key=lambda k: cells[k][2])
 
 
-def measure(name, seed, given, table, chosen):
-    """Adds the rows of a model: bits, drawings with options chosen on seed 0, reading, repair."""
-    folder = RUNS / f"{name.replace('/', ' ')}, seed {seed}"
-    if not (folder / "model.ckpt").exists():
-        return
-    run, data, shuffle = prepared(name, seed, given)
-    model = shuffle(sample.open_model(folder / "model.ckpt")[0].cpu())
-    L.seed_everything(0, verbose=False)
-    judge = train.Judge(run.size).fit(*data.train)
-    rows, truth = data.rows(model, *data.held_out)
-    patches, tokens = model.tokens["image"], rows.tokens
-    real = judge(patches.decode(patches.encode(data.test[0])))[0]
+class Measured:
+    """A trained model, what it is measured on, and its rows in the table."""
 
-    def add(what, columns, values, steps="", guidance="", temperature=""):
+    def __init__(self, name, seed, given, table):
+        run, data, shuffle = prepared(name, seed, given)
+        self.key, self.seed, self.table = (name, seed), seed, table
+        self.model = shuffle(sample.open_model(folder_of(name, seed) / "model.ckpt")[0].cpu())
+        L.seed_everything(0, verbose=False)
+        self.judge = train.Judge(run.size).fit(*data.train)
+        rows, self.truth = data.rows(self.model, *data.held_out)
+        self.tokens, self.patches = rows.tokens, self.model.tokens["image"]
+        self.real = self.judge(self.patches.decode(self.patches.encode(data.test[0])))[0]
+
+    def missing(self, what, steps="", guidance="", temperature=""):
+        return (*self.key, what, str(steps), str(guidance), str(temperature)) not in self.table
+
+    def add(self, what, columns, values, steps="", guidance="", temperature=""):
         found = {c: f"{v:.4f}" for c, v in zip(columns.split(), map(float, values))}
-        table.add(name, seed, what, steps, guidance, temperature,
-                  *(found.get(c, "") for c in VALUES.split()))
+        self.table.add(*self.key, what, steps, guidance, temperature,
+                       *(found.get(c, "") for c in VALUES.split()))
 
-    def drawn(texts, **options):
-        L.seed_everything(seed, verbose=False)
+    def bits(self):
+        """Of a picture and of a caption, along the time reversal and kinetic-optimally."""
+        x = sample.take(self.tokens, slice(0, 200))
+        free = {m: self.model.mark_free(x, m) for m in x}
+        self.add("bits", "image_bits text_bits image_bits_ko text_bits_ko", [
+            self.model.bound(x, free[m], 16, velocity).mean(1).min() / math.log(2)
+            for velocity in (fudoki.time_reversal, fudoki.kinetic_optimal)
+            for m in ("image", "text")])
+
+    def repairs(self, kind, way, t):
+        """Of damage to a fifth of the patches, of one kind, when the model goes on in one way."""
+        L.seed_everything(self.seed, verbose=False)
+        x = sample.take(self.tokens, slice(0, 200))
+        hit, before = repair.damage(x, kind, 0.2, self.model)
+        free = self.model.mark_free(x, "image")
+        if way == "told":
+            free["image"] = hit
+        damaged = x | {"image": before}
+        *_, end = self.model.generate(damaged, free, x_t=damaged if way == "state" else None,
+                                      t=t, steps=4, temperature=0.)
+        self.add(f"repair {kind} {way} {t}", "repaired spoiled error", repair.measure(
+            x["image"], before, end["image"], hit, "image", self.model), 4)
+
+    def reads(self):
+        right = train.right(sample.read(self.model, self.tokens["image"]), self.truth)
+        self.add("reading", "digit caption", right, 1)
+
+    def draws(self, texts, **options):
+        """digit, caption, frechet, minds, left, left_oracle of drawings of these captions."""
+        L.seed_everything(self.seed, verbose=False)
+        model, guesses = self.model, []
         x, free = model.to_fill(len(texts), text=model.tokens["text"].encode(texts))
-        guesses = []
 
         def predict(*arguments):
             found = fudoki.Fudoki.predict(model, *arguments)
@@ -138,48 +175,41 @@ def measure(name, seed, given, table, chosen):
         states = list(model.generate(x, free, **options))
         del model.predict
         path = list(sample.knowing(model, states[-1]).generate(x, free, x_t=states[0], **options))
-        pictures = patches.decode(states[-1]["image"])
-        features, seen = judge(pictures)
+        pictures = self.patches.decode(states[-1]["image"])
+        features, seen = self.judge(pictures)
         minds = sum((a != b).float().mean() for a, b in itertools.pairwise(guesses))
-        return (*train.right(train.captions(pictures, seen), texts), train.frechet(features, real),
-                minds, *(sample.departures(s, {"image": free["image"]}) for s in (states, path)))
+        return (*train.right(train.captions(pictures, seen), texts),
+                train.frechet(features, self.real), minds,
+                *(sample.departures(s, {"image": free["image"]}) for s in (states, path)))
 
-    if (name, seed, "bits", "", "", "") not in table:
-        x = sample.take(tokens, slice(0, 200))
-        bits = [model.bound(x, model.mark_free(x, m), 16, velocity).mean(1).min() / math.log(2)
-                for velocity in (fudoki.time_reversal, fudoki.kinetic_optimal)
-                for m in ("image", "text")]
-        add("bits", "image_bits text_bits image_bits_ko text_bits_ko", bits)
-    for way, t in (("state", 0.9), ("state", 0.5), ("told", 0.)):
-        for kind in ("image", "image, near"):
-            what = f"repair {kind} {way} {t}"
-            if (name, seed, what, "4", "", "") not in table:
-                L.seed_everything(seed, verbose=False)
-                x = sample.take(tokens, slice(0, 200))
-                hit, before = repair.damage(x, kind, 0.2, model)
-                free = model.mark_free(x, "image")
-                if way == "told":
-                    free["image"] = hit
-                damaged = x | {"image": before}
-                *_, end = model.generate(damaged, free, x_t=damaged if way == "state" else None,
-                                         t=t, steps=4, temperature=0.)
-                add(what, "repaired spoiled error", repair.measure(
-                    x["image"], before, end["image"], hit, "image", model), 4)
-    if (name, seed, "reading", "1", "", "") not in table:
-        add("reading", "digit caption", train.right(sample.read(model, tokens["image"]), truth), 1)
-    if name not in chosen:
-        cells = {(g, T): drawn(truth[500:800], steps=8, guidance=g, temperature=T)
+    def chooses(self):
+        """Guidance and temperature, on captions of which no drawing is reported."""
+        cells = {(g, T): self.draws(self.truth[500:800], steps=8, guidance=g, temperature=T)
                  for g in (1.5, 2., 3.) for T in (0.5, 0.7)}
         for (g, T), values in cells.items():
-            add("choice", "digit caption frechet", values, 8, g, T)
-        chosen[name] = choose(cells)
-    g, T = chosen[name]
-    for steps, guidance, temperature in [(n, g, T) for n in (2, 4, 8, 32)] + [
-            (n, 1., 1.) for n in (2, 8, 32)]:
-        if (name, seed, "drawing", steps, guidance, temperature) not in table:
-            add("drawing", "digit caption frechet minds left left_oracle", drawn(
-                truth[:500], steps=steps, guidance=guidance, temperature=temperature),
-                steps, guidance, temperature)
+            self.add("choice", "digit caption frechet", values, 8, g, T)
+        return choose(cells)
+
+
+def measure(name, seed, given, table, chosen):
+    """All rows of a model that has been trained, with the options chosen on the first seed."""
+    if not (folder_of(name, seed) / "model.ckpt").exists():
+        return
+    found = Measured(name, seed, given, table)
+    if found.missing("bits"):
+        found.bits()
+    for (way, t), kind in itertools.product(WAYS, ("image", "image, near")):
+        if found.missing(f"repair {kind} {way} {t}", 4):
+            found.repairs(kind, way, t)
+    if found.missing("reading", 1):
+        found.reads()
+    if name not in chosen:
+        chosen[name] = found.chooses()
+    options = [(n, *chosen[name]) for n in (2, 4, 8, 32)]
+    for n, g, T in options + [(n, 1., 1.) for n in (2, 8, 32) if not seed]:
+        if found.missing("drawing", n, g, T):
+            found.add("drawing", "digit caption frechet minds left left_oracle", found.draws(
+                found.truth[:500], steps=n, guidance=g, temperature=T), n, g, T)
 
 
 def main():
@@ -187,7 +217,7 @@ def main():
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["train", "measure"])
     parser.add_argument("names", nargs="*", metavar="NAME", default=NAMES)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--data-dir")
     given = parser.parse_args()
     if given.what == "measure":
@@ -199,7 +229,7 @@ def main():
                 (float(row["guidance"]), float(row["temperature"])):
                 [float(row[c]) for c in ("digit", "caption", "frechet")]
                 for row in rows if (row["name"], row["what"]) == (name, "choice")})
-    for seed, name in itertools.product(range(given.seeds), given.names):
+    for seed, name in itertools.product(given.seeds, given.names):
         if given.what == "train":
             learn(name, seed, given)
         else:

@@ -153,7 +153,7 @@ def chosen(name):
 def metrics(steps="8"):
     """README's table of paths and kinds of tokens, from paths.csv."""
     found, kinds = [], ("uniform", "metric 0.5", "metric 1", "metric 2", "metric 4", "student",
-                        "mixed", "mask")
+                        "mixed 1", "mixed 2", "mask")
     for name in (f"{tokens}/{path}" for tokens in ("codes", "grey", "shuffled") for path in kinds):
         if not worth(name, steps="32"):
             continue
@@ -173,7 +173,13 @@ def metrics(steps="8"):
     return found
 
 
+def characters():
+    """README's bits per character of a text: the paths' bounds, the twin's likelihood."""
+    found = {row["model"]: row for row in rows("bits")}
+    return [f"{float(found[name]['bits']):.2f}" for name in ("uniform", "mask", "twin")]
+
+
 if __name__ == "__main__":
     print("\n".join([*reports("smoke"), *reports("toy"), "", *trainings(), "",
                      *paths(), "", *options(), "", *parts(), "", *repairs(), "",
-                     *metrics()]))
+                     *metrics(), "", *characters()]))
