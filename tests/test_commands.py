@@ -165,7 +165,8 @@ def test_a_checkpoint_scores_as_after_its_training(here):
     assert first == again and Path("runs/smoke/report.csv").read_text() == before
 
 
-def test_scores_with_other_options_add_up(here, no_judge):
+def test_scores_with_other_options_add_up(here, no_judge, monkeypatch):
+    monkeypatch.setattr(train, "bits", lambda *arguments: 1.)                   # saves seconds
     for options in ("--steps 2", "--step euler --steps 3 --guidance 1 --seed 3"):
         options += " --drawings 20 --csv table.csv"
         assert train.main(["score", "runs/smoke/model.ckpt", *options.split()]) == 0

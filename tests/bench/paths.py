@@ -6,9 +6,12 @@ each, and measures what they have learned; appends to paths.csv, skips what is t
 
 NAME is tokens/path, "grey/metric 2", by default all. Tokens: `codes`, the toy's 256 patches of
 4 × 4 pixels; `grey`, 14 × 14 pixels of 16 grey levels; `shuffled`, the same pixels, but the path
-is told the levels in a random order, so that its distances mean nothing. Checkpoints are in
-runs/paths/. Everything is measured on the first thousand training images, which neither model nor
-judge has seen; so the test set is left for the reports.
+is told the levels in a random order, so that its distances mean nothing. After a path may stand
+", t^3", trained by u³; ", evidence", a network that says what the others say of a token, to which
+what the token says itself is added (`Prior`); ", tempered", a model of which the first part only
+is sharpened (`Tempered`). Checkpoints are in runs/paths/. Everything is measured on the first
+thousand training images, which neither model nor judge has seen; so the test set is left for the
+reports.
 """
 import argparse
 import csv
@@ -53,6 +56,40 @@ class MixedPath(fudoki.MetricPath):
         return torch.logaddexp(near, torch.log((1 - t) / len(self.embedding)))
 
 
+def evidence(path, x_t, t, V):
+    """log p_t(x_t | x₁) for every x₁: (B, L) long, (B, 1, 1) or a number -> (B, L, V)"""
+    every, t = torch.arange(V), torch.as_tensor(t, dtype=torch.float32).reshape(-1, 1, 1)
+    l = path.logits(every.expand(len(t), V), t.expand(-1, V, 1)).log_softmax(-1)    # (B, x₁, x_t)
+    return l.clamp(min=-30).mT.expand(len(x_t), -1, -1).gather(
+        1, x_t[..., None].expand(-1, -1, V))
+
+
+class Prior(fudoki.Network):
+    """Says what the others say of a token; what it says itself is known: by Bayes' rule
+    p(x₁ | x_t) ∝ p(x₁ | the others) p_t(x_t | x₁). Both are logarithms here."""
+
+    def forward(self, x, free, t):
+        return {m: prior + evidence(self.paths[m], x[m], t, prior.shape[-1]) * free[m][..., None]
+                for m, prior in super().forward(x, free, t).items()}
+
+
+class Tempered(fudoki.Fudoki):
+    """Sharpens the prior and leaves the evidence: log-probabilities of which `generate`, dividing
+    them by the temperature, makes log p(x₁ | the others) / temperature + log p_t(x_t | x₁)."""
+    sharpness = 1.
+
+    def generate(self, x, free, *, temperature=1., **options):
+        self.sharpness = temperature
+        yield from super().generate(x, free, temperature=temperature, **options)
+
+    def predict(self, x, noisy, t, guidance=1.):
+        found = super().predict(x, noisy, t, guidance)
+        if self.sharpness < 1e-6:
+            return found
+        return {m: l + (self.sharpness - 1) * evidence(self.paths[m], x[m], t, l.shape[-1])
+                for m, l in found.items()}
+
+
 fudoki.PATHS |= {"student": StudentPath, "mixed": MixedPath}
 TOKENS = {"codes": "--batch 64 --steps 1500", "shuffled": None,
           "grey": "--codes 16 --patch 1 --width 64 --heads 2 --batch 32 --steps 2000"}
@@ -66,16 +103,18 @@ NAMES = [f"{tokens}/{path}" for tokens in TOKENS for path in PATHS
 
 
 def folder_of(name, seed):
+    name = name.replace(", tempered", "")               # the same training
     return RUNS / f"{name.replace('/', ' ')}, seed {seed}"
 
 
 def prepared(name, seed, given):
-    """The run, its data, and a function that gives a model its path."""
+    """The run, its data, and a function that makes a model what its name says."""
     tokens, path = name.split("/")
-    path, _, power = path.partition(", t^")
+    path, *more = path.split(", ")
+    power = next((word[2:] for word in more if word.startswith("t^")), "2")
     where = ["--data-dir", given.data_dir] if given.data_dir else []
     flags = f"{TOKENS[tokens]} {PATHS[path]} --ask 0 --threads 1 --val-every 10000".split()
-    run = train.parse([*flags, *where, "--seed", str(seed), "--t-power", power or "2"])
+    run = train.parse([*flags, *where, "--seed", str(seed), "--t-power", power])
     train.quietly(run)
     data = train.dataset(run)
     if tokens != "codes":
@@ -84,14 +123,18 @@ def prepared(name, seed, given):
             (F.avg_pool2d(images, 2), digits)
             for images, digits in (data.train, data.held_out, data.test))
 
-    def shuffle(model):
+    def finished(model):
         if tokens == "shuffled":
             old, g = model.paths["image"], torch.Generator().manual_seed(seed)
             order = torch.randperm(len(old.embedding), generator=g)
             model.paths["image"] = type(old)(
                 old.embedding[order], model.hparams.frequency["image"], **run.path_options)
+        if "evidence" in more:
+            model.net.__class__, model.net.__dict__["paths"] = Prior, model.paths
+        if "tempered" in more:
+            model.__class__ = Tempered
         return model
-    return run, data, shuffle
+    return run, data, finished
 
 
 def learn(name, seed, given):
@@ -99,9 +142,9 @@ def learn(name, seed, given):
     folder = folder_of(name, seed)
     if (folder / "model.ckpt").exists():
         return
-    run, data, shuffle = prepared(name, seed, given)
+    run, data, finished = prepared(name, seed, given)
     L.seed_everything(seed, verbose=False)
-    model, keep = shuffle(data.build(run)), train.Keep(run, folder)
+    model, keep = finished(data.build(run)), train.Keep(run, folder)
     rate = train.fit(train.make_trainer(run, keep), keep, model, data, run)
     print(f"\n{name}, seed {seed}: {rate:.0f} samples/s", flush=True)
 
@@ -117,9 +160,9 @@ class Measured:
     """A trained model, what it is measured on, and its rows in the table."""
 
     def __init__(self, name, seed, given, table):
-        run, data, shuffle = prepared(name, seed, given)
+        run, data, finished = prepared(name, seed, given)
         self.key, self.seed, self.table = (name, seed), seed, table
-        self.model = shuffle(sample.open_model(folder_of(name, seed) / "model.ckpt")[0].cpu())
+        self.model = finished(sample.open_model(folder_of(name, seed) / "model.ckpt")[0].cpu())
         L.seed_everything(0, verbose=False)
         self.judge = train.Judge(run.size).fit(*data.train)
         rows, self.truth = data.rows(self.model, *data.held_out)
@@ -168,7 +211,7 @@ class Measured:
         x, free = model.to_fill(len(texts), text=model.tokens["text"].encode(texts))
 
         def predict(*arguments):
-            found = fudoki.Fudoki.predict(model, *arguments)
+            found = type(model).predict(model, *arguments)
             guesses.append(found["image"].argmax(-1))
             return found
         model.predict = predict

@@ -165,12 +165,56 @@ def metrics(steps="8"):
         spoiled = worth(name, "repair image state 0.9", "spoiled")[0]
         found.append(
             f"| {name.replace('/', ', ').replace('metric', 'exponent')} | "
-            f"{len({row['seed'] for row in rows('paths') if row['name'] == name})} | "
+            f"{trainings_of(name)} | "
             f"{worth(name, 'bits', 'image_bits')[0]:.0f} / "
             f"{worth(name, 'bits', 'image_bits_ko')[0]:.0f} | "
             f"{cells[0][0]:.3f} / {cells[1][0]:.3f} | {cells[2][0]:.1f} | "
             f"{far:.2f} / {spoiled:.2f} | {near:.2f} | {cells[3][0]:.2f} |".replace(" 0.", " ."))
     return found
+
+
+def more_steps():
+    """What 32 steps are worth against 8, over all trainings of paths.csv: differences and their
+    standard errors, without guidance and at temperature 1, and with a path's best options."""
+    found, drawn = [], [row for row in rows("paths") if row["what"] == "drawing"
+                        and row["steps"] in ("8", "32") and "evidence" not in row["name"]
+                        and "tempered" not in row["name"]]
+    for plain, what in ((True, "temperature 1, no guidance"), (False, "best options for 8 steps")):
+        pairs = {}
+        for row in drawn:
+            if (row["guidance"] == "1.0") == plain:
+                pairs.setdefault((row["name"], row["seed"]), {})[row["steps"]] = row
+        pairs = [pair for pair in pairs.values() if len(pair) == 2]
+        cells = [mean([{c: float(pair["32"][c]) - float(pair["8"][c])} for pair in pairs], c)
+                 for c in ("digit", "caption", "frechet")]
+        found.append(f"{what:27} {len(pairs)} trainings: " + ", ".join(
+            f"{word} {value:+.{n}f} ± {error:.{n}f}" for word, n, (value, error) in
+            zip(("digits", "captions", "Fréchet"), (3, 3, 1), cells)))
+    return found
+
+
+def tempered():
+    """The tutorial's table of what temperature is worth with more steps, from paths.csv."""
+    found, kinds = [], {"": "as usual", ", tempered": "prior tempered",
+                        ", evidence": "evidence added",
+                        ", evidence, tempered": "evidence added, prior tempered"}
+    for path, (kind, what) in itertools.product(
+            ("codes/mask", "codes/uniform", "codes/metric 1", "grey/mask", "grey/uniform"),
+            kinds.items()):
+        options = chosen(path + kind)
+        if worth(path + kind, steps="32", **options):
+            cells = [", ".join(f"{worth(path + kind, column=c, steps=n, **options)[0]:{form}}"
+                               for c, form in (("caption", ".3f"), ("frechet", ".1f")))
+                     for n in ("2", "8", "32")]
+            name = path.replace("/", ", ").replace("metric", "exponent")
+            found.append(f"| {name}, {what} | {trainings_of(path + kind)} | "
+                         f"{' | '.join(cells)} |".replace(" 0.", " ."))
+    return found
+
+
+def trainings_of(name):
+    """How many seeds have been measured."""
+    return len({row["seed"] for row in rows("paths") if row["name"] == name})
 
 
 def characters():
@@ -182,4 +226,4 @@ def characters():
 if __name__ == "__main__":
     print("\n".join([*reports("smoke"), *reports("toy"), "", *trainings(), "",
                      *paths(), "", *options(), "", *parts(), "", *repairs(), "",
-                     *metrics(), "", *characters()]))
+                     *metrics(), "", *more_steps(), "", *tempered(), "", *characters()]))
