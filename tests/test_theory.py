@@ -129,10 +129,11 @@ def test_the_released_models_path_and_velocity():
 
 def test_the_calibrated_schedule_travels_at_constant_speed():
     """√( E Var_{p_β}[d] ) · dβ/dt is the same at all times, x₁ by its frequency."""
-    for embedding in (torch.eye(20), torch.randn(64, 2), torch.randn(64, 8) ** 3):
+    for embedding, exponent in ((torch.eye(20), 1), (torch.randn(64, 2), 1),
+                                (torch.randn(64, 8), 2), (torch.randn(64, 8) ** 3, 4)):
         frequency = torch.rand(len(embedding)) ** 3
-        path = fudoki.MetricPath(embedding, frequency)
-        d = torch.cdist(embedding, embedding).double() ** 2
+        path = fudoki.MetricPath(embedding, frequency, exponent)
+        d = torch.cdist(embedding, embedding).double() ** exponent
         beta = path.beta(torch.linspace(0, 1, 21)[1:-1, None]).double()[..., None]     # (19, 1, 1)
         p_t = (-beta * d).softmax(-1)
         variance = (p_t * d ** 2).sum(-1) - (p_t * d).sum(-1) ** 2
@@ -406,7 +407,8 @@ FORGET = {"mask": PATHS["mask"](LINE), "uniform": PATHS["uniform"](LINE),
           "0/1 metric": make("metric", torch.zeros(4, 0)),
           "exponent 1/2": make("metric", LINE, exponent=0.5),
           "exponent 1": make("metric", LINE, exponent=1.)}      # a noise that does not know x₁
-REMEMBER = {"exponent 2": make("metric", LINE), "exponent 4": make("metric", LINE, exponent=4.)}
+REMEMBER = {"exponent 2": make("metric", LINE, exponent=2.),
+            "exponent 4": make("metric", LINE, exponent=4.)}
 
 
 def mean_bound(path, q, velocity, n=50):

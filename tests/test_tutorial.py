@@ -101,6 +101,15 @@ def test_numbers_in_the_prose_are_those_of_the_study(monkeypatch):
                    / tables.worth(f"{kind}/uniform", "bits", "image_bits")[0]
                    for kind in ("grey", "codes"))
     assert f"than the uniform path, by {grey:.0%} on grey levels and {codes:.0%}" in text
+    bits, near = (lambda name, what=what, column=column: tables.worth(name, what, column)[0]
+                  for what, column in (("bits", "image_bits"),
+                                       ("repair image, near state 0.9", "repaired")))
+    assert near("grey/metric 1") > near("grey/uniform")
+    assert near("codes/metric 1") < near("codes/uniform")
+    for tokens in ("codes", "grey"):
+        many = [bits(f"{tokens}/{path}") for path in ("mask", "metric 1", "uniform", "metric 2")]
+        assert many == sorted(many) and many[-1] < bits(f"{tokens}/metric 4")
+    assert bits("shuffled/metric 2") > bits("grey/metric 4")
     left = max(float(row["left"]) for row in tables.rows("paths")
                if row["left"] and "tempered" not in row["name"])
     assert f"leaves it at most {left:.2f} times".replace("0.", ".") in text

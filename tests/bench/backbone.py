@@ -60,7 +60,8 @@ def study(start, seed, given):
     L.seed_everything(seed, verbose=False)
     torch.set_num_threads(1)
     run = train.parse(["--preset", "ar", "--backbone", given.lm, "--text", given.text,
-                       "--lr", "2e-3", "--freeze", "0.33" if start == "frozen" else "0",
+                       "--exponent", "2", "--t-power", "1", "--lr", "2e-3",
+                       "--freeze", "0.33" if start == "frozen" else "0",
                        "--no-shift" if "noshift" in start else "--shift"])
     data = train.Corpus(run)
     model = data.build(run)                             # the metric is the pretrained one's always

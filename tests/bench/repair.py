@@ -49,7 +49,7 @@ def damage(truth, kind, share, model):
                   "text": [torch.tensor([words.token_to_id(w) for w in slot]) for slot in slots]}
     other = others(truth[m], candidates[m])
     if "near" in kind:
-        metric = fudoki.MetricPath(patches.embedding)
+        metric = fudoki.MetricPath(patches.embedding, exponent=2.)
         l = metric.logits(truth[m], torch.tensor(0.5))
         other = fudoki.sample_x_1(l.masked_fill(metric.one_hot(truth[m]), -torch.inf), 1.)
     return hit, torch.where(hit, other, truth[m])
