@@ -82,9 +82,10 @@ class MaskPath(Path):
 
 class MetricPath(Path):
     """FUDOKI's path: tokens near x₁ stay likely longest. The released model has exponent 4 on
-    normalised embeddings, d = (2 − 2cos)², URSA 2; schedule: an entry of SCHEDULES."""
+    normalised embeddings, d = (2 − 2cos)², URSA 2, and 1 is the best found here (tutorial, chapter
+    7). schedule: an entry of SCHEDULES."""
 
-    def __init__(self, embedding, frequency=None, exponent=2., normalize=False,
+    def __init__(self, embedding, frequency=None, exponent=1., normalize=False,
                  schedule="calibrated"):
         super().__init__(F.normalize(embedding, dim=-1) if normalize else embedding)
         self.exponent, self.rounding = exponent, 3e-3 * self.embedding.norm(dim=-1).max().item()

@@ -150,7 +150,7 @@ def test_a_distance_of_zero_or_one_is_the_uniform_mixture():
     """softmax(−β·1[x ≠ x₁]) is the mixture with κ = t if e^−β = (1 − t)/(1 + (V − 1)t)."""
     uniform, metric = (make(name, torch.eye(V)) for name in ("uniform", "metric"))
     del metric.beta                                 # a module; a function comes in its place
-    metric.beta = lambda t: torch.log((1 + (V - 1) * t) / (1 - t)) / 2      # d = 2 for one-hot
+    metric.beta = lambda t: torch.log((1 + (V - 1) * t) / (1 - t)) / 2 ** .5    # d = √2
     for t in (0.1, 0.5, 0.9):
         assert_close(p(metric, 3, t), p(uniform, 3, t), atol=1e-6, rtol=1e-4)
         for velocity in VELOCITIES.values():

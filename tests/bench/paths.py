@@ -57,6 +57,30 @@ class MixedPath(fudoki.MetricPath):
         return torch.logaddexp(near, torch.log((1 - t) / len(self.embedding)))
 
 
+class MarginalPath(fudoki.Path):
+    """Each token is clean with probability t, otherwise drawn as often as it occurs in the data."""
+
+    def __init__(self, embedding, frequency=None):
+        super().__init__(embedding)
+        noise = torch.ones(len(embedding)) if frequency is None else frequency + 1.
+        self.register_buffer("noise", noise / noise.sum(), persistent=False)
+
+    def logits(self, x_1, t):
+        return torch.log(t * self.one_hot(x_1) + (1 - t) * self.noise)
+
+
+class MarginalMetricPath(fudoki.MetricPath):
+    """Metric noise that begins with tokens as often as they occur in the data."""
+
+    def __init__(self, embedding, frequency=None, exponent=1.):
+        super().__init__(embedding, frequency, exponent)
+        noise = torch.ones(len(embedding)) if frequency is None else frequency + 1.
+        self.register_buffer("noise", noise.log(), persistent=False)
+
+    def logits(self, x_1, t):
+        return super().logits(x_1, t) + self.noise
+
+
 def evidence(path, x_t, t, V):
     """log p_t(x_t | x₁) for every x₁: (B, L) long, (B, 1, 1) or a number -> (B, L, V)"""
     every, t = torch.arange(V), torch.as_tensor(t, dtype=torch.float32).reshape(-1, 1, 1)
@@ -91,7 +115,8 @@ class Tempered(fudoki.Fudoki):
                 for m, l in found.items()}
 
 
-fudoki.PATHS |= {"student": StudentPath, "mixed": MixedPath}
+fudoki.PATHS |= {"student": StudentPath, "mixed": MixedPath, "marginal": MarginalPath,
+                 "marginal_metric": MarginalMetricPath}
 CODES = "--batch 64 --steps 1500"
 GREY = "--codes 16 --patch 1 --width 64 --heads 2 --batch 32 --steps 2000"
 TOKENS = {"codes": CODES, "tenth": CODES, "fine": f"{CODES} --codes 1024", "grey": GREY,
@@ -99,7 +124,8 @@ TOKENS = {"codes": CODES, "tenth": CODES, "fine": f"{CODES} --codes 1024", "grey
 METRICS = {f"metric {p}": f"--path metric --exponent {p}" for p in (0.5, 1, 2, 4)}
 PATHS = {"uniform": "--path uniform", "mask": "--path mask", **METRICS,
          "student": "--path student --exponent 2", "mixed 1": "--path mixed --exponent 1",
-         "mixed 2": "--path mixed --exponent 2"}
+         "mixed 2": "--path mixed --exponent 2", "marginal": "--path marginal",
+         "marginal 1": "--path marginal_metric --exponent 1"}
 FEW = "uniform", "metric 1", "mask"
 NAMES = [f"{tokens}/{path}" for tokens in TOKENS for path in PATHS
          if path in {"codes": PATHS, "grey": PATHS, "shuffled": METRICS}.get(tokens, FEW)]
