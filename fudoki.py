@@ -67,6 +67,19 @@ class UniformPath(Path):
         return torch.log(t * self.one_hot(x_1) + (1 - t) / len(self.embedding))
 
 
+class MarginalPath(UniformPath):
+    """Each token is clean with probability t, otherwise drawn as often as the data have it, so
+    that the noise says no more than it must (2209.14734)."""
+
+    def __init__(self, embedding, frequency=None):
+        super().__init__(embedding)
+        count = torch.ones(len(embedding)) if frequency is None else frequency + 1.  # none is 0
+        self.register_buffer("noise", count / count.sum(), persistent=False)
+
+    def logits(self, x_1, t):           # ℓ_t(x | x₁) = log( t·1[x = x₁] + (1 − t)·q(x) )
+        return torch.log(t * self.one_hot(x_1) + (1 - t) * self.noise)
+
+
 class MaskPath(Path):
     """Each token is clean with probability t, otherwise the extra id [MASK]; it cannot revise."""
 
@@ -101,7 +114,7 @@ class MetricPath(Path):
         return -self.beta(t) * self.distance(x_1)
 
 
-PATHS = {"metric": MetricPath, "uniform": UniformPath, "mask": MaskPath}
+PATHS = {"metric": MetricPath, "uniform": UniformPath, "marginal": MarginalPath, "mask": MaskPath}
 
 
 def power(path=None, frequency=None, a=0.9, c=3.0):

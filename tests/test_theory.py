@@ -384,16 +384,10 @@ def test_copies_in_a_codebook_are_at_distance_zero_and_do_not_stop_the_clock():
     assert_close(path.beta(t), alone.beta(t), rtol=0.1, atol=0.1)
 
 
-def test_a_source_of_ones_own():
-    """Noise that is drawn by frequency: p_0 is neither uniform nor [MASK]."""
-    class Frequent(fudoki.Path):
-        def __init__(self, embedding, frequency=None):
-            super().__init__(embedding)
-            self.source = frequency / frequency.sum()
-
-        def logits(self, x_1, t):
-            return torch.log(t * self.one_hot(x_1) + (1 - t) * self.source)
-    path = Frequent(GAUSS, torch.arange(1., V + 1))
+def test_noise_by_frequency():
+    """p_0 is neither uniform nor [MASK], but how often the data have each token."""
+    path = PATHS["marginal"](GAUSS, torch.arange(V))
+    assert_close(p(path, 2, 0.), (torch.arange(V) + 1.) / (V * (V + 1) / 2))
     test_ends(path)
     test_the_answer_grows(path)
     test_exact_steps_keep_the_marginals(path, "race", 0.2, 0.6)
@@ -404,6 +398,7 @@ def test_a_source_of_ones_own():
 
 LINE = torch.linspace(0, 1, 4)[:, None]
 FORGET = {"mask": PATHS["mask"](LINE), "uniform": PATHS["uniform"](LINE),
+          "marginal": PATHS["marginal"](LINE, torch.tensor([5., 2., 9., 0.])),
           "0/1 metric": make("metric", torch.zeros(4, 0)),
           "exponent 1/2": make("metric", LINE, exponent=0.5),
           "exponent 1": make("metric", LINE, exponent=1.)}      # a noise that does not know x₁

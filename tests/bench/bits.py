@@ -1,6 +1,6 @@
-"""Bits per character of a text: the uniform and the mask path beside an autoregressive twin, the
-same trunk with a causal mask, trained on the same windows in the same order for as many steps.
-Appends to bits.csv, skips the rows that are there.
+"""Bits per character of a text: three paths beside an autoregressive twin, the same trunk with a
+causal mask, trained on the same windows in the same order for as many steps. Appends to bits.csv,
+skips the rows that are there.
 
     python tests/bench/bits.py --text FILE [--seeds 2] [--steps 1600]
 
@@ -21,6 +21,9 @@ import torch.nn.functional as F
 
 import fudoki
 import train
+
+
+NAMES = "uniform", "marginal", "mask", "twin"
 
 
 class Twin(fudoki.Fudoki):
@@ -61,7 +64,7 @@ def main():
     parser.add_argument("--steps", type=int, default=1600)
     given = parser.parse_args()
     table = study.Table("bits", "model steps seed".split(), "bits bits_ko samples_per_s".split())
-    for seed, name in itertools.product(range(given.seeds), ("uniform", "mask", "twin")):
+    for seed, name in itertools.product(range(given.seeds), NAMES):
         if (name, given.steps, seed) in table:
             continue
         run = train.parse(["--preset", "text", "--text", given.text, "--threads", "1", "--path",

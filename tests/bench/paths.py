@@ -57,18 +57,6 @@ class MixedPath(fudoki.MetricPath):
         return torch.logaddexp(near, torch.log((1 - t) / len(self.embedding)))
 
 
-class MarginalPath(fudoki.Path):
-    """Each token is clean with probability t, otherwise drawn as often as it occurs in the data."""
-
-    def __init__(self, embedding, frequency=None):
-        super().__init__(embedding)
-        noise = torch.ones(len(embedding)) if frequency is None else frequency + 1.
-        self.register_buffer("noise", noise / noise.sum(), persistent=False)
-
-    def logits(self, x_1, t):
-        return torch.log(t * self.one_hot(x_1) + (1 - t) * self.noise)
-
-
 class MarginalMetricPath(fudoki.MetricPath):
     """Metric noise that begins with tokens as often as they occur in the data."""
 
@@ -115,7 +103,7 @@ class Tempered(fudoki.Fudoki):
                 for m, l in found.items()}
 
 
-fudoki.PATHS |= {"student": StudentPath, "mixed": MixedPath, "marginal": MarginalPath,
+fudoki.PATHS |= {"student": StudentPath, "mixed": MixedPath,
                  "marginal_metric": MarginalMetricPath}
 CODES = "--batch 64 --steps 1500"
 GREY = "--codes 16 --patch 1 --width 64 --heads 2 --batch 32 --steps 2000"

@@ -3,7 +3,7 @@ rows that are there.
 
     python tests/bench/sampling.py NAME=CHECKPOINT … [--data-dir FOLDER] [--minutes 30]
 
-NAME is what the checkpoint is called in the CSV: metric has all cells, uniform and mask those that
+NAME is what the checkpoint is called in the CSV: metric has all cells, the others those that
 compare paths. 500 pictures a cell and seed; their captions are of the held-out images of training
 (the first thousand), so that test captions are left for the report. The judge is the report's.
 Two steps are defined here, to compare with: `released` is Euler with the velocity at the beginning
@@ -59,7 +59,7 @@ def cells(name):
         found += [dict(steps=8, eta=eta) for eta in (0.1, 0.3)]
         found += [dict(steps=n, times="loss") for n in (2, 4)]
         found += [dict(best_of=n) for n in (4, 16)]
-    elif name in ("uniform", "mask"):
+    else:
         found += [dict(steps=8, step="renoise"), dict(steps=8, eta=0.1)]
     return [DRAW | options for options in found]
 

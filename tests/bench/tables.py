@@ -152,9 +152,10 @@ def chosen(name):
 
 def metrics(steps="8"):
     """README's table of paths and kinds of tokens, from paths.csv."""
-    found, kinds = [], ("uniform", "metric 0.5", "metric 1", "metric 2", "metric 4", "student",
-                        "mixed 1", "mixed 2", "mask")
-    for name in (f"{tokens}/{path}" for tokens in ("codes", "grey", "shuffled") for path in kinds):
+    found, kinds = [], ("uniform", "marginal", "metric 0.5", "metric 1", "metric 2", "metric 4",
+                        "student", "mixed 1", "mixed 2", "mask")
+    for name in (f"{tokens}/{path}" for tokens in ("codes", "tenth", "fine", "grey", "shuffled")
+                 for path in kinds):
         if not worth(name, steps="32"):
             continue
         options = chosen(name)
@@ -199,7 +200,8 @@ def tempered():
                         ", evidence": "evidence added",
                         ", evidence, tempered": "evidence added, prior tempered"}
     for path, (kind, what) in itertools.product(
-            ("codes/mask", "codes/uniform", "codes/metric 1", "grey/mask", "grey/uniform"),
+            ("codes/mask", "codes/marginal", "codes/uniform", "codes/metric 1", "grey/mask",
+             "grey/marginal", "grey/uniform"),
             kinds.items()):
         options = chosen(path + kind)
         if worth(path + kind, steps="32", **options):
