@@ -220,7 +220,7 @@ def test_loss_under_bfloat16_has_a_gradient_and_nearly_the_same_value():
     assert_close(values[0], values[1], atol=0.02, rtol=0.02)
 
 
-@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("path", sorted({*PATHS} - {"marginal"}))   # which is uniform here
 def test_both_directions_are_learned(path):
     """Pictures are a function of captions: after 400 steps either follows from the other."""
     torch.manual_seed(0)
@@ -465,7 +465,7 @@ def test_a_start_at_t_is_the_draft_corrupted_to_t():
 @pytest.mark.parametrize("path", PATHS)
 def test_the_corrector_keeps_the_marginals_and_moves_more_tokens(path):
     """With a network that knows x₁, any share η of tokens drawn anew leaves x_t ~ p_t."""
-    model, x_1 = small(path), torch.full((20_000, 9), 4)
+    model, x_1 = small(path), torch.full((5_000, 9), 4)
     model.net.forward = lambda x, free, t: {"image": 50. * torch.nn.functional.one_hot(x_1, 12)}
     free, moved = {"image": torch.ones_like(x_1, dtype=torch.bool)}, []
     for eta in (0., 0.7):

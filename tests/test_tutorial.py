@@ -110,6 +110,13 @@ def test_numbers_in_the_prose_are_those_of_the_study(monkeypatch):
         many = [bits(f"{tokens}/{path}") for path in ("mask", "metric 1", "uniform", "metric 2")]
         assert many == sorted(many) and many[-1] < bits(f"{tokens}/metric 4")
     assert bits("shuffled/metric 2") > bits("grey/metric 4")
+    for tokens in ("codes", "grey"):
+        best, *others = (tables.worth(f"{tokens}/{path}", steps="8", **tables.chosen(
+            f"{tokens}/{path}"))[0] for path in ("marginal", "uniform", "metric 1", "mixed 1"))
+        assert best > max(others)
+    spoiled = [tables.worth(f"codes/{path}", "repair image state 0.9", "spoiled")[0]
+               for path in ("marginal", "uniform")]
+    assert spoiled == sorted(spoiled)
     left = max(float(row["left"]) for row in tables.rows("paths")
                if row["left"] and "tempered" not in row["name"])
     assert f"leaves it at most {left:.2f} times".replace("0.", ".") in text
