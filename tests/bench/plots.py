@@ -35,7 +35,7 @@ def steps():
 
 def metric():
     """What the exponent of the distance does, from paths.csv: 0 is the uniform path, the mask path
-    a dotted line."""
+    a dotted line, the marginal path a dashed one."""
     figure, axes = plt.subplots(1, 4, figsize=(13, 3.2))
     panels = [("bits per picture, at most", "bits", "image_bits", False),
               ("captions right, 8 steps", "drawing", "caption", True),
@@ -50,9 +50,10 @@ def metric():
                 value = tables.worth(name, what, column, **options)
                 found += [(exponent, *value)] if value else []
             axis.errorbar(*zip(*found), fmt="o-", color=colour, label=known, capsize=2)
-            options = dict(steps="8") | tables.chosen(f"{tokens}/mask") if by_steps else {}
-            if value := tables.worth(f"{tokens}/mask", what, column, **options):
-                axis.axhline(value[0], color=colour, linestyle=":")
+            for path, style in (("mask", ":"), ("marginal", "--")):
+                options = dict(steps="8") | tables.chosen(f"{tokens}/{path}") if by_steps else {}
+                if value := tables.worth(f"{tokens}/{path}", what, column, **options):
+                    axis.axhline(value[0], color=colour, linestyle=style)
         axis.set_xlabel("exponent of the distance")
         axis.set_ylabel(label)
     axes[0].legend(fontsize=7)

@@ -12,7 +12,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 DRAW = dict(checkpoint="metric", step="race", steps="4", guidance="2.0", temperature="0.7",
             eta="0.0", best_of="1", times="even")
-PATHS = "metric", "uniform", "mask"
+PATHS = "metric", "uniform", "marginal", "mask"
 STEPS = {"released": "Euler as released", "increments": "Euler, increments",
          "euler": "Euler, mid-step", "race": "race (exact)", "renoise": "renoise"}
 GIVEN = {"moving": "as noisy as the rest", "still": "clean"}
