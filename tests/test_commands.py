@@ -593,12 +593,11 @@ def test_temperatures_that_are_nearly_zero_are_zero():
         assert fudoki.sample_x_1(l, temperature).tolist() == [1, 0]
 
 
-def test_without_a_checkpoint_a_process_says_what_to_do(tmp_path):
-    done = subprocess.run([sys.executable, ROOT / "sample.py", "bold slanted seven"], cwd=tmp_path,
-                          capture_output=True, text=True)
-    assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr == ("sample.py: no checkpoint under runs/; train one first: "
-                           "python train.py\n")
+def test_without_a_checkpoint_it_says_what_to_do(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert sample.main(["bold slanted seven"]) == 2
+    assert tuple(capsys.readouterr()) == (
+        "", "sample.py: no checkpoint under runs/; train one first: python train.py\n")
 
 
 @pytest.mark.parametrize("main", [train.main, sample.main])
@@ -630,10 +629,11 @@ def test_readmes_tables_are_the_studies(monkeypatch):
 def test_readmes_bits_per_character_are_the_studys(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "tests" / "bench")
     import tables
-    uniform, mask, twin = tables.characters()
+    uniform, marginal, mask, twin = tables.characters()
     text = " ".join((ROOT / "README.md").read_text().split())
     assert f"twin, has {twin} bits per character" in text
-    assert f"the mask path has at most {mask} and the uniform path {uniform}" in text
+    assert (f"the mask path has at most {mask}, the uniform path {uniform}, and the marginal path "
+            f"{marginal}") in text
 
 
 def test_readmes_row_of_the_text_is_the_reports():

@@ -222,7 +222,8 @@ def trainings_of(name):
 def characters():
     """README's bits per character of a text: the paths' bounds, the twin's likelihood."""
     found = {row["model"]: row for row in rows("bits")}
-    return [f"{float(found[name]['bits']):.2f}" for name in ("uniform", "mask", "twin")]
+    return [f"{float(found[name]['bits']):.2f}"
+            for name in ("uniform", "marginal", "mask", "twin")]
 
 
 if __name__ == "__main__":
