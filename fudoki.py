@@ -792,16 +792,15 @@ class Fudoki(L.LightningModule):
         return torch.linspace(t, 1, steps + 1).tolist()
 
     @torch.no_grad()
-    def generate(self, x, free, *, x_t=None, t=0., steps=8, step="race", eta=0., guidance=1.,
+    def generate(self, x, free, *, x_t=None, t=0., steps=8, step="race", guidance=1.,
                  temperature=1.):
         """Fills the free positions of x: yields every state from noise to the answer, steps + 1.
         In a part that is free, the given tokens move, too, towards what they are: as noisy as the
         rest, which is all that training has shown. Questions stand still.
 
         x_t, t: the state to begin with and its time; without a state, x with the noise of that
-        time. step: see `step_named`; eta: share of tokens that every step draws anew from p_s, a
-        corrector; guidance: see `predict`; temperature: of x₁ ~ p(x₁ | x_t), 0 takes the
-        likeliest. ValueError: steps < 1."""
+        time. step: see `step_named`; guidance: see `predict`; temperature: of x₁ ~ p(x₁ | x_t), 0
+        takes the likeliest. ValueError: steps < 1."""
         if steps < 1:
             raise ValueError(f"steps must be at least 1, not {steps}")
         noisy = self.noisy(x, free)
@@ -817,9 +816,6 @@ class Fudoki(L.LightningModule):
                     x_1 = torch.where(free[m][..., None], p, F.one_hot(x[m], p.shape[-1]))
                 else:
                     x_1 = sample_x_1(p_1t[m], temperature).where(free[m], x[m])     # 3. x₁ ~ p_1t
-                x_s = move(path, x_t[m], x_1, t, s)
-                if eta and s < 1:
-                    anew = torch.rand(x_s.shape, device=x_s.device) < eta
-                    x_s = torch.where(anew, renoise(path, x_s, x_1, t, s), x_s)
-                x_t[m] = torch.where(noisy[m], x_s, x_t[m])                 # 4. a step towards it
+                x_s = move(path, x_t[m], x_1, t, s)                         # 4. a step towards it
+                x_t[m] = torch.where(noisy[m], x_s, x_t[m])
             yield x_t

@@ -432,8 +432,6 @@ def add_generation(parser):
                         f"{WRITE['steps']} to write")
     parser.add_argument("--step", choices=[*STEPS, *VELOCITIES], default="race",
                         help="default: race; a velocity is a step of Euler along it")
-    parser.add_argument("--eta", type=number(float, 0, 1), default=0., help="corrector: share of "
-                        "tokens that every step draws anew (default: 0)")
     parser.add_argument("--guidance", type=number(float, -1e3, 1e3), help="g of u + g(c − u), 1 "
                         f"is off (default: {DRAW['guidance']:g} to draw, 1 for text)")
     parser.add_argument("--temperature", type=number(float, 0), help="of x₁ ~ p(x₁ | x_t), 0 is "
@@ -443,7 +441,7 @@ def add_generation(parser):
 
 def generation(given):
     """What was given of them, as options of `generate`."""
-    return {name: value for name in ("steps", "step", "eta", "guidance", "temperature")
+    return {name: value for name in ("steps", "step", "guidance", "temperature")
             if (value := getattr(given, name)) is not None}
 
 

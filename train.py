@@ -586,7 +586,7 @@ class Digits(Pictures):
         tokens = rows.tokens["image"].to(model.device)
         decoded = model.tokens["image"].decode(tokens).cpu()
         real, real_digits = judge(decoded)
-        options = dict(step="race", eta=0.) | DRAW | options
+        options = dict(step="race") | DRAW | options
         started = time.time()
         drawn = draw(model, truth[:n], **options).cpu()
         middle = time.time()
@@ -599,8 +599,8 @@ class Digits(Pictures):
              nan, nan),
             ("ceiling, decoded test images", *right(captions(decoded, real_digits), truth),
              of_parts(real, n), nan, nan),
-            ("drawing, {steps} {step} steps, g {guidance:g}, T {temperature:g}, η {eta:g}".format(
-                **options), *right(captions(drawn, drawn_digits), truth[:n]),
+            ("drawing, {steps} {step} steps, g {guidance:g}, T {temperature:g}".format(**options),
+             *right(captions(drawn, drawn_digits), truth[:n]),
              frechet(features, real[n:]), len(drawn) / (middle - started), calls),
             ("reading, steps 1, greedy", *right(texts, truth), nan, len(texts) / (end - middle),
              1),

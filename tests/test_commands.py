@@ -351,7 +351,7 @@ def test_nothing_given_draws_a_picture_and_its_caption(here, capsys):
 
 
 def test_film_strip_and_count_of_departures(here, capsys):
-    arguments = "a bold upright two --n 4 --seed 1 --gif film.gif --eta 0.9"
+    arguments = "a bold upright two --n 4 --seed 1 --gif film.gif --step corrector"
     assert sample.main(arguments.split()) == 0
     said, film = capsys.readouterr().out, Image.open("film.gif")
     assert film.n_frames == 6  # five states, and the last without marks
@@ -559,7 +559,6 @@ def test_mistakes_in_training(arguments, says, capsys, tmp_path, monkeypatch):
     ("--image runs/smoke/picture.png --keep 0:0-4:0", "rows and columns of patches from 0 to 3"),
     ("--image runs/smoke/picture.png --from 1", "--from: 1 has to be at least 0 and at most 0."),
     ("--image runs/smoke/picture.png --ask what seven", "--ask goes with a picture alone"),
-    ("seven --eta 1.5", "--eta: 1.5 has to be at least 0 and at most 1"),
     ("seven --best-of 0", "--best-of: 0 has to be"),
     ("seven --gif film.png", "--gif: film.png has to be a name ending in .gif"),
     ("seven --seed -1", "--seed: -1 has to be at least 0 and at most 4294967295"),

@@ -462,23 +462,6 @@ def test_a_start_at_t_is_the_draft_corrupted_to_t():
     assert (first["image"] == 4).all()                          # goes on from a state as it is
 
 
-@pytest.mark.parametrize("path", PATHS)
-def test_the_corrector_keeps_the_marginals_and_moves_more_tokens(path):
-    """With a network that knows x₁, any share η of tokens drawn anew leaves x_t ~ p_t."""
-    model, x_1 = small(path), torch.full((5_000, 9), 4)
-    model.net.forward = lambda x, free, t: {"image": 50. * torch.nn.functional.one_hot(x_1, 12)}
-    free, moved = {"image": torch.ones_like(x_1, dtype=torch.bool)}, []
-    for eta in (0., 0.7):
-        states = list(model.generate({"image": x_1}, free, steps=4, eta=eta))
-        l = model.paths["image"].logits(torch.tensor([4]), torch.full((1, 1), 0.75))
-        p_t = l.softmax(-1)[0]
-        found = torch.bincount(states[3]["image"].flatten(), minlength=len(p_t)) / x_1.numel()
-        assert ((found - p_t).abs() <= 5 * (p_t * (1 - p_t) / x_1.numel()).sqrt() + 1e-6).all()
-        moved.append(sum((a["image"] != b["image"]).float().mean()
-                         for a, b in zip(states, states[1:])))
-    assert moved[1] > 1.2 * moved[0]
-
-
 def test_the_best_is_what_the_model_reads_best():
     """A reader that names the first patch: the best of three says its caption."""
     model = small()

@@ -21,8 +21,8 @@ import fudoki
 import sample
 import train
 
-KEYS = "checkpoint step steps guidance temperature eta best_of times seed".split()
-DRAW = dict(step="race", **sample.DRAW, eta=0., best_of=1, times="even")
+KEYS = "checkpoint step steps guidance temperature best_of times seed".split()
+DRAW = dict(step="race", **sample.DRAW, best_of=1, times="even")
 
 
 def jump(u, x_t, duration):
@@ -56,11 +56,10 @@ def cells(name):
                   for step in ("released", "increments", "euler", "renoise")]
         found += [dict(guidance=g) for g in (1., 1.5, 2.5, 3.)]
         found += [dict(temperature=T) for T in (0.5, 1.)]
-        found += [dict(steps=8, eta=eta) for eta in (0.1, 0.3)]
         found += [dict(steps=n, times="loss") for n in (2, 4)]
         found += [dict(best_of=n) for n in (4, 16)]
     else:
-        found += [dict(steps=8, step="renoise"), dict(steps=8, eta=0.1)]
+        found += [dict(steps=8, step="renoise")]
     return [DRAW | options for options in found]
 
 
@@ -77,7 +76,7 @@ def equal_loss(model, tokens):
 
 def run(cell, model, truth):
     """Pictures, changes of a token on average, the share that changed more than once."""
-    options = {k: cell[k] for k in ("step", "steps", "guidance", "temperature", "eta")}
+    options = {k: cell[k] for k in ("step", "steps", "guidance", "temperature")}
     text = model.tokens["text"].encode(truth)
     if cell["best_of"] > 1:
         x = sample.fill(model, options, rows=50, best_of=cell["best_of"], text=text)

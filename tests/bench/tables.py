@@ -11,7 +11,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 DRAW = dict(checkpoint="metric", step="race", steps="4", guidance="2.0", temperature="0.7",
-            eta="0.0", best_of="1", times="even")
+            best_of="1", times="even")
 PATHS = "metric", "uniform", "marginal", "mask"
 STEPS = {"released": "Euler as released", "increments": "Euler, increments",
          "euler": "Euler, mid-step", "race": "race (exact)", "renoise": "renoise"}
@@ -84,14 +84,11 @@ def options():
     found += [(f"guidance {g}, 4 steps", dict(guidance=g))
               for g in ("1.0", "1.5", "2.0", "2.5", "3.0")]
     found += [(f"temperature {T}, 4 steps", dict(temperature=T)) for T in ("0.5", "0.7", "1.0")]
-    found += [(f"η {eta}, {n} steps", dict(steps=n, eta=eta))
-              for n in "8".split() for eta in ("0.0", "0.1", "0.3")]
     found += [(f"times by equal loss, {n} steps", dict(steps=n, times="loss"))
               for n in "2 4".split()]
     found += [(f"best of {n}, 4 steps", dict(best_of=n)) for n in "1 4 16".split()]
-    found += [(f"{name}, {what}, 8 steps", dict(checkpoint=name, steps="8") | extra)
-              for name in PATHS[1:]
-              for what, extra in (("renoise", dict(step="renoise")), ("η 0.1", dict(eta="0.1")))]
+    found += [(f"{name}, renoise, 8 steps", dict(checkpoint=name, steps="8", step="renoise"))
+              for name in PATHS[1:]]
     return [line(what, some) for what, option in found if (some := cell(**option))]
 
 
