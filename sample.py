@@ -94,6 +94,11 @@ def open_model(path=None):
     return model.to(device).eval(), path
 
 
+def defaults(model, what):
+    """Options of `generate` to draw or to read: the model's own, or those of this file."""
+    return {"draw": DRAW, "read": READ}[what] | (model.hparams.notes or {}).get(what, {})
+
+
 def take(x, rows):
     """The rows of every modality: {name: (B, N)} -> {name: (b, N)}."""
     return {m: x_m[rows] for m, x_m in x.items()}
@@ -136,10 +141,12 @@ def complete(model, text):
     return x["text"]
 
 
-def draw(model, texts, **options):
-    """Pictures of B captions: list of B strings -> (B, C, size, size) in [0, 1]."""
-    text = complete(model, model.tokens["text"].encode(texts))
-    return model.tokens["image"].decode(fill(model, DRAW | options, text=text)["image"])
+def draw(model, texts, best_of=1, **options):
+    """Pictures of B captions, the best of some: list of B strings -> (B, C, size, size) in
+    [0, 1]."""
+    text, options = complete(model, model.tokens["text"].encode(texts)), \
+        defaults(model, "draw") | options
+    return model.tokens["image"].decode(fill(model, options, best_of=best_of, text=text)["image"])
 
 
 def read(model, image, asked=None, **options):
@@ -148,7 +155,7 @@ def read(model, image, asked=None, **options):
     kind = model.tokens["text"]
     text = kind.encode(asked) if asked else torch.full((len(image), kind.length), -1)
     heard = ((text >= 0) & ~question(text, kind.marks)).any(1) & (text < 0).any(1)
-    for rows, default in ((heard, GAPS), (~heard, READ)):
+    for rows, default in ((heard, GAPS), (~heard, defaults(model, "read"))):
         if rows.any():
             some = dict(text=text[rows], image=image[rows.to(image.device)])
             text[rows] = fill(model, default | options, **some)["text"].cpu()
@@ -279,11 +286,12 @@ def encode(model, text, n, drawn):
 
 
 def region(name, side):
-    """Which of side × side patches lie in a region such as top or 0:0-2:6: (side²,) bool.
-    InputError: there is no such region."""
+    """Which of side × side patches lie in a region such as top, 0:0-2:6 or not 0:0-2:6: (side²,)
+    bool. InputError: there is no such region."""
     half, last = side // 2, side - 1
     named = {"top": f"0:0-{half - 1}:{last}", "bottom": f"{side - half}:0-{last}:{last}",
              "left": f"0:0-{last}:{half - 1}", "right": f"0:{side - half}-{last}:{last}"}
+    others, name = name.startswith("not "), name.removeprefix("not ")
     found = re.fullmatch(r"(\d+):(\d+)-(\d+):(\d+)", named.get(name, name))
     top, left, bottom, right = map(int, found.groups()) if found else (1, 1, 0, 0)
     if not (top <= bottom < side and left <= right < side):
@@ -291,7 +299,7 @@ def region(name, side):
                          f"rows and columns of patches from 0 to {last}")
     inside = torch.zeros(side, side, dtype=torch.bool)
     inside[top:bottom + 1, left:right + 1] = True
-    return inside.flatten()
+    return inside.flatten() ^ others
 
 
 # ------------------------------------------------------------------------------- what comes of it
@@ -455,7 +463,8 @@ def parse(argv=None):
     parser.add_argument("--image", help="a picture to read or to change: any size, colour or grey")
     parser.add_argument("--ask", help="a question about the picture")
     parser.add_argument("--keep", help="part of the picture to keep: top, bottom, left, right or "
-                        "ROW:COL-ROW:COL in patches, counted from 0, both ends included")
+                        "ROW:COL-ROW:COL in patches, counted from 0, both ends included; "
+                        "'not 1:1-2:2' keeps all others")
     parser.add_argument("--from", type=number(float, 0, 0.999), dest="from_t", metavar="T",
                         help="start from the picture as it is at time T, between 0 (noise) and 1 "
                         "(untouched)")
@@ -531,7 +540,8 @@ def main(argv=None):
     n = given.n or (1 if writing or reading else 16)
     x, free = given_and_free(given, model, n)
     x, free = ({m: a.repeat_interleave(given.best_of, 0) for m, a in y.items()} for y in (x, free))
-    default = WRITE if writing else DRAW if not reading else GAPS if given.prompt else READ
+    default = WRITE if writing else GAPS if reading and given.prompt else \
+        defaults(model, "read" if reading else "draw")
     options = default | generation(given)
     if len(x) == 1:
         options["guidance"] = 1.

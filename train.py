@@ -2,6 +2,7 @@
 
     python train.py                             tokenised MNIST with captions (--preset toy)
     python train.py --preset smoke              rendered digits, half a minute: does it run?
+    python train.py --preset scenes             invented scenes of coloured shapes, and questions
     python train.py --data FOLDER               your pictures, their captions in metadata.csv
     python train.py --preset text --text FILE   a text, character by character
     python train.py --preset ar --text FILE     a text, from a pretrained language model
@@ -18,7 +19,9 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")     # threads that wait do not spin
 
 import argparse
+import collections
 import csv
+import functools
 import gzip
 import inspect
 import io
@@ -35,6 +38,7 @@ import signal
 import sys
 import tempfile
 import time
+import typing
 import unicodedata
 import warnings
 import zlib
@@ -53,8 +57,9 @@ from torchvision.datasets import MNIST
 from torchvision.utils import save_image
 
 from fudoki import LOSSES, PATHS, SCHEDULES, TRUNKS, Fudoki, Patches, Text
-from sample import (DRAW, SEED, WRITE, InputError, add_generation, command, draw, file, first_line,
-                    generation, middle_square, number, open_model, open_picture, read, write)
+from sample import (GAPS, SEED, WRITE, InputError, add_generation, command, defaults, draw, file,
+                    first_line, generation, middle_square, number, open_model, open_picture, read,
+                    write)
 
 PRESETS = {         # what they cost and reach: tests/bench/*.csv, README
     "toy": dict(
@@ -62,10 +67,12 @@ PRESETS = {         # what they cost and reach: tests/bench/*.csv, README
         loss="cross_entropy", lr=6e-3, weight_decay=0.01, t_power=3.0, share=0.5, drop=0.1,
         ask=0.15, batch=64, steps=2500, max_minutes=math.inf, ema=0.999, val_every=200,
         train_images=60_000, test_images=10_000, drawings=1000, threads=0, seed=0, data="",
-        image_size=64, text="", length=128, backbone="", shift=True, freeze=0.0),
+        image_size=64, anywhere=False, text="", length=128, backbone="", shift=True,
+        freeze=0.0),
     "smoke": dict(
         codes=128, patch=7, width=64, depth=2, heads=2, steps=500, ema=0.98, val_every=250,
         train_images=4000, test_images=1000, drawings=200, threads=1),
+    "scenes": dict(patch=8, t_power=1.0, share=0.7, ask=0.3, steps=8000, test_images=1000),
     "folder": dict(batch=32),
     "text": dict(width=128, heads=4, batch=32, t_power=1.0, steps=1600),
     "ar": dict(backbone="HuggingFaceTB/SmolLM2-135M", lr=3e-4, batch=16),
@@ -96,8 +103,10 @@ HELP = dict(
     drawings="images drawn in the report", threads="of the CPU; 0 leaves it to PyTorch, 1 is "
     "faster for very small models", seed="of everything random",
     data="a folder of pictures with a metadata.csv or .jsonl: the columns file_name and text",
-    image_size="of those pictures, in pixels", text="a file to learn, UTF-8; between its "
-    "documents stands <|endoftext|>; presets text and ar", length="tokens of its windows",
+    image_size="of those pictures, in pixels",
+    anywhere="scenes have things of two sizes anywhere, not of one size on cells of 8 pixels",
+    text="a file to learn, UTF-8; between its documents stands <|endoftext|>; presets text and ar",
+    length="tokens of its windows",
     backbone="a folder or a name on the Hugging Face hub: the causal language model to start from",
     shift="predict token i from the backbone's state of token i − 1, as it learned to",
     freeze="share of the training in which the backbone's words are kept as they are")
@@ -166,7 +175,8 @@ def parse(argv=None):
         if given[name] != was[name]:
             parser.error(f"--{name.replace('_', '-')} {given[name]} contradicts {path}, which has "
                          f"{was[name]}; leave it out, or train anew without --resume")
-    run.size = saved.get("size", run.image_size if run.data else SIZE)
+    side = FIELD if run.preset == "scenes" else run.image_size if run.data else SIZE
+    run.size = saved.get("size", side)
     if run.size % run.patch and (run.data or not run.data_dir):     # of those, the files will tell
         parser.error(f"--patch {run.patch} does not divide the picture's side, {run.size}")
     if not run.backbone and run.width % (4 * run.heads):
@@ -297,6 +307,127 @@ def load_digits(run):
                              f"with has seen {was}×{was}")
     return (tuple(part[:run.train_images] for part in train),
             tuple(part[:run.test_images] for part in test), origin)
+
+
+# ------------------------------------------------------------------------- scenes with captions
+
+SHAPES = "circle square triangle diamond star".split()
+COLOURS = dict(red=(1, .1, .1), green=(.1, .8, .1), blue=(.2, .3, 1), yellow=(1, .9, .1),
+               purple=(.7, .2, .9), white=(1, 1, 1))
+NUMBERS = "none one two three four".split()
+SIDES = "left of", "right of", "above", "below"
+ABILITIES = "single two counting colours position attribution".split()      # those of GenEval
+UNSEEN = re.compile("red circle|green square|blue triangle|yellow diamond|purple star|two stars|"
+                    "three triangles|four circles|circle .*star|star .*circle|square .*diamond|"
+                    "diamond .*square")         # of captions that are kept from training
+FIELD, RASTER = 32, 4               # side of a scene and distance of possible places, in pixels
+
+
+class Thing(typing.NamedTuple):
+    """An object of a scene: row and column of its corner, and its side, in pixels."""
+    shape: str
+    colour: str
+    row: int
+    column: int
+    side: int
+
+    def is_beside(self, other):
+        """On which side of the other it is, if that is true of one more than of all others."""
+        dy, dx = (a + self.side / 2 - b - other.side / 2 for a, b in zip(self[2:4], other[2:4]))
+        if abs(dx) != abs(dy):
+            return SIDES[(dx > 0) if abs(dx) > abs(dy) else 2 + (dy > 0)]
+
+
+@functools.cache
+def stencil(shape, side):
+    """What a shape covers of its square: (side, side) bool. The last row and column stay free, so
+    that neighbours do not touch."""
+    r = side / 2 - 1
+    y, x = np.mgrid[:side, :side] - r
+    inside = {"circle": x ** 2 + y ** 2 <= (r + 0.3) ** 2, "diamond": abs(x) + abs(y) <= r,
+              "square": x == x, "triangle": 2 * abs(x) <= y + r,
+              "star": x * y * (abs(x) - abs(y)) == 0}[shape]
+    return inside & (np.maximum(abs(x), abs(y)) <= r)
+
+
+def render(things, size=FIELD):
+    """A picture (3, size, size) in [0, 1] of things, on black."""
+    picture = np.zeros((size, size, 3), np.float32)
+    for shape, colour, y, x, side in things:
+        picture[y:y + side, x:x + side][stencil(shape, side)] = COLOURS[colour]
+    return torch.from_numpy(picture).permute(2, 0, 1)
+
+
+def see(pictures):
+    """The things that pictures (B, 3, FIELD, FIELD) show, each drawn exactly; None for one which
+    they do not make up altogether: -> list of B lists"""
+    found, edge = [[] for _ in pictures], (1, 0, 1, 0)      # free, too: a thing is no part of one
+    for side in (8, 12):
+        ideal = [Thing(shape, colour, 0, 0, side) for shape in SHAPES for colour in COLOURS]
+        bank = torch.stack([F.pad(render([thing], side), edge).flatten() for thing in ideal])
+        windows = F.unfold(F.pad(pictures, edge), side + 1, stride=RASTER).mT   # (B, n², …)
+        n = (FIELD - side) // RASTER + 1
+        for b, place, kind in (torch.cdist(windows, bank) < 0.1).nonzero().tolist():
+            row, column = (RASTER * i for i in divmod(place, n))
+            found[b].append(ideal[kind]._replace(row=row, column=column))
+    return [things if (render(things) - picture).abs().max() < 0.02 else None
+            for things, picture in zip(found, pictures)]
+
+
+def described(things):
+    """The captions that are true of things, exactly what they say and nothing else, by ability:
+    {ability: list of strings}"""
+    names = [f"a {thing.shape}" for thing in things]
+    full = [f"a {thing.colour} {thing.shape}" for thing in things]
+    if len(things) == 1:
+        return {"single": names, "colours": full}
+    if len({*names}) == 1:
+        n = NUMBERS[len(things)] if len(things) < len(NUMBERS) else "many"
+        return {"counting": [f"{n} {things[0].shape}s"]}
+    if len(things) != 2:
+        return {}
+    said = {"two": [" and ".join(pair) for pair in itertools.permutations(names)],
+            "attribution": [" and ".join(pair) for pair in itertools.permutations(full)]}
+    (a, b), (name, other) = things, names
+    if a.is_beside(b):
+        said["position"] = [f"{name} {a.is_beside(b)} {other}", f"{other} {b.is_beside(a)} {name}"]
+    return said
+
+
+def is_true(caption, things):
+    """GenEval's rule: what is said is there, and nothing else."""
+    return things is not None and any(caption in some for some in described(things).values())
+
+
+def questions_of(things):
+    """Questions about things with their answers: {kind: list of strings}"""
+    count = collections.Counter(thing.shape for thing in things)
+    alone, there = [a for a in things if count[a.shape] == 1], {thing[:2] for thing in things}
+    beside = {(a.is_beside(b), b.shape): a.shape for a, b in itertools.permutations(alone, 2)}
+    return {
+        "colour": [f"what colour is the {a.shape}? {a.colour}" for a in alone],
+        "count": [f"how many {shape}s? {NUMBERS[count[shape]]}" for shape in SHAPES],
+        "position": [f"what is {side} the {a.shape}? {beside.get((side, a.shape), 'nothing')}"
+                     for a in alone for side in SIDES],
+        "presence": [f"is there a {colour} {shape}? {'yes' if (shape, colour) in there else 'no'}"
+                     for shape in SHAPES for colour in COLOURS]}
+
+
+def invent(rng, ability, anywhere):
+    """Things of one of the abilities, and a caption: on cells of 8 pixels, or, of two sizes,
+    `anywhere` on the raster."""
+    n = {"single": 1, "colours": 1, "counting": rng.randint(2, 4)}.get(ability, 2)
+    shapes = [rng.choice(SHAPES)] * n if ability == "counting" else rng.sample(SHAPES, n)
+    while True:
+        things = []
+        for shape in shapes:
+            side, grid = (rng.choice((8, 12)), RASTER) if anywhere else (8, 8)
+            row, column = (grid * rng.randint(0, (FIELD - side) // grid) for _ in range(2))
+            things.append(Thing(shape, rng.choice(list(COLOURS)), row, column, side))
+        apart = all(2 * max(abs(a[i] + a.side / 2 - b[i] - b.side / 2) for i in (2, 3))
+                    >= a.side + b.side for a, b in itertools.combinations(things, 2))
+        if apart and (captions := described(things).get(ability)):
+            return things, rng.choice(captions)
 
 
 # ------------------------------------------------------------------------------------ the measures
@@ -521,7 +652,7 @@ class Pictures:
         images, n = self.train[0], run.size // run.patch
         some = images[torch.randperm(len(images))[:max(1, 8000 * 49 // n ** 2)]]
         patches = F.unfold(some, run.patch, stride=run.patch).mT.flatten(0, 1)
-        image = [k_means(patches, run.codes), run.patch, run.size, images.shape[1]]
+        image = [self.codebook(patches, run.codes), run.patch, run.size, images.shape[1]]
         codes = Patches(*image).encode(some).flatten()
         frequency = {"image": torch.bincount(codes, minlength=len(image[0]))}
         options, text = {}, self.text
@@ -531,6 +662,10 @@ class Pictures:
             text = [json, words.shape[1], eos, False, embedding]
             frequency["text"] = torch.bincount(words.flatten(), minlength=len(embedding))
         return make(run, dict(text=text, image=image), frequency, self.notes, **options)
+
+    def codebook(self, patches, n):
+        """At most n patches that stand for all: (N, D) -> (≤ n, D)"""
+        return k_means(patches, n)
 
     def rows(self, model, images, labels):
         """Tokens of pictures and captions, and the captions."""
@@ -586,7 +721,7 @@ class Digits(Pictures):
         tokens = rows.tokens["image"].to(model.device)
         decoded = model.tokens["image"].decode(tokens).cpu()
         real, real_digits = judge(decoded)
-        options = dict(step="race") | DRAW | options
+        options = dict(step="race") | defaults(model, "draw") | options
         started = time.time()
         drawn = draw(model, truth[:n], **options).cpu()
         middle = time.time()
@@ -619,6 +754,88 @@ class Digits(Pictures):
             right_ones.append(right(read(model, tokens, asked), texts)[0])
         nan, all_three = math.nan, sum(right_ones) / len(right_ones)
         return [("answers, digit and all, greedy", right_ones[0], all_three, nan, nan, 1)]
+
+
+class Scenes(Pictures):
+    """Invented scenes, with captions that show six abilities, and questions."""
+    captions = staticmethod(lambda images, texts: texts)
+
+    def __init__(self, run):
+        rng, self.anywhere = random.Random(run.seed), run.anywhere
+        self.origin = "invented scenes"
+        parts = [self.scenes(rng, n, ask) for n, ask in (
+            (run.train_images, run.ask), (1000, run.ask), (run.test_images, 0))]
+        self.train, self.held_out, self.test = parts
+        texts = [text for _, some in parts for text in some]
+        json = tokenizer(texts, eos=["<end>"])
+        words = Text(json, math.inf)
+        self.text = [json, max(len(words.ids(text)) for text in {*texts}) + 1,
+                     len(words.embedding) - 1]
+        self.examples = [text for some in self.prompts(rng, 5).values() for text in some]
+        self.notes = dict(data=self.origin, form="square", captions=None, asks=run.ask > 0,
+                          draw=dict(steps=32, guidance=1., temperature=1.), read=GAPS)
+
+    def scenes(self, rng, n, ask):
+        """n pictures with a caption that may be seen, or, in the share `ask`, a question."""
+        pictures, texts = [], []
+        while len(texts) < n:
+            things, text = invent(rng, ABILITIES[len(texts) % len(ABILITIES)], self.anywhere)
+            if not UNSEEN.search(text):
+                pictures.append(render(things))
+                texts.append(self.question(rng, things) if rng.random() < ask else text)
+        return torch.stack(pictures), texts
+
+    def question(self, rng, things, kind=None):
+        """A question about things, of any kind, each answer as likely as the others."""
+        known, by_answer = questions_of(things), collections.defaultdict(list)
+        for text in known[kind or rng.choice([kind for kind in known if known[kind]])]:
+            by_answer[text.split()[-1]].append(text)
+        return rng.choice(rng.choice([*by_answer.values()]))
+
+    def prompts(self, rng, n, unseen=False):
+        """n captions of every ability that has such: {ability: list of strings}"""
+        found = {ability: [] for ability in ABILITIES[unseen:]}     # all single shapes are seen
+        for ability, texts in found.items():
+            while len(texts) < n:
+                text = invent(rng, ability, self.anywhere)[1]
+                texts += [text] * (bool(UNSEEN.search(text)) == unseen)
+        return found
+
+    def codebook(self, patches, n):
+        """All patches there are: decoded scenes are exact."""
+        return patches.unique(dim=0)
+
+    def report(self, model, run, options):
+        """How many drawings show exactly what is said, by ability, of captions as in training and
+        of others, and if the best of eight is kept; how many captions that are read, and answers,
+        are true; network calls per picture. -> columns, rows"""
+        rng, n = random.Random(run.seed + 1), math.ceil(run.drawings / len(ABILITIES))
+        options, nan, rows = defaults(model, "draw") | options, math.nan, {}
+        calls = options["steps"] * (1 if options["guidance"] == 1 else 2)
+        for unseen, best_of in ((False, 1), (True, 1), (False, 8)):
+            texts = self.prompts(rng, n, unseen)
+            drawn = see(draw(model, sum(texts.values(), []), best_of, **options).cpu())
+            shares = {ability: sum(map(is_true, some, drawn[n * i:])) / n
+                      for i, (ability, some) in enumerate(texts.items())}
+            for ability in ABILITIES:
+                rows.setdefault(ability, []).append(shares.get(ability, nan))
+            rows.setdefault("mean", []).append(sum(shares.values()) / len(shares))
+        tokens = self.rows(model, *self.test)[0].tokens
+        things, image = see(self.test[0]), tokens["image"].to(model.device)
+        true = sum(map(is_true, read(model, image), things)) / len(things)
+        answers = []
+        for kind in questions_of([]):
+            some = [i for i, those in enumerate(things) if questions_of(those)[kind]]
+            texts = [self.question(rng, things[i], kind) for i in some]
+            open_ = [text.rpartition(" ")[0] + " ___" for text in texts]
+            answers.append((f"answers, {kind}", right(read(model, image[some], open_), texts)[1]))
+        steps = defaults(model, "read")["steps"]
+        return ("seen", "unseen", "best of 8", "calls"), [
+            *(("drawing, " + what, *shares, calls) for what, shares in rows.items()),
+            ("reading, captions that are true", true, nan, nan, steps),
+            *((what, share, nan, nan, steps) for what, share in answers),
+            ("bits per picture, at most", bits(model, {m: x[:200] for m, x in tokens.items()},
+                                               "image"), nan, nan, nan)]
 
 
 class Folder(Pictures):
@@ -1027,7 +1244,8 @@ def quietly(run):
 
 def dataset(run):
     """The data of a run."""
-    return (Folder if run.data else Corpus if run.text or run.preset == "text" else Digits)(run)
+    return (Folder if run.data else Corpus if run.text or run.preset == "text" else
+            Scenes if run.preset == "scenes" else Digits)(run)
 
 
 def parse_score(argv):
@@ -1056,7 +1274,7 @@ def score(argv):
         setattr(run, name, getattr(given, name) or getattr(run, name))
     if given.guidance and "image" not in model.tokens:
         raise InputError("this model knows texts only: no --guidance")
-    options = (DRAW if "image" in model.tokens else WRITE) | generation(given)
+    options = (defaults(model, "draw") if "image" in model.tokens else WRITE) | generation(given)
     quietly(run)
     data = dataset(run)
     run.seed = run.seed if given.seed is None else given.seed
