@@ -144,9 +144,9 @@ def complete(model, text):
 def draw(model, texts, best_of=1, **options):
     """Pictures of B captions, the best of some: list of B strings -> (B, C, size, size) in
     [0, 1]."""
-    text, options = complete(model, model.tokens["text"].encode(texts)), \
-        defaults(model, "draw") | options
-    return model.tokens["image"].decode(fill(model, options, best_of=best_of, text=text)["image"])
+    text = complete(model, model.tokens["text"].encode(texts))
+    found = fill(model, defaults(model, "draw") | options, best_of=best_of, text=text)
+    return model.tokens["image"].decode(found["image"])
 
 
 def read(model, image, asked=None, **options):
@@ -540,8 +540,8 @@ def main(argv=None):
     n = given.n or (1 if writing or reading else 16)
     x, free = given_and_free(given, model, n)
     x, free = ({m: a.repeat_interleave(given.best_of, 0) for m, a in y.items()} for y in (x, free))
-    default = WRITE if writing else GAPS if reading and given.prompt else \
-        defaults(model, "read" if reading else "draw")
+    default = (WRITE if writing else GAPS if reading and given.prompt
+               else defaults(model, "read" if reading else "draw"))
     options = default | generation(given)
     if len(x) == 1:
         options["guidance"] = 1.

@@ -72,7 +72,7 @@ PRESETS = {         # what they cost and reach: tests/bench/*.csv, README
     "smoke": dict(
         codes=128, patch=7, width=64, depth=2, heads=2, steps=500, ema=0.98, val_every=250,
         train_images=4000, test_images=1000, drawings=200, threads=1),
-    "scenes": dict(patch=8, t_power=1.0, share=0.7, ask=0.3, steps=8000, test_images=1000),
+    "scenes": dict(patch=8, t_power=1.0, share=0.7, ask=0.3, steps=16_000, test_images=1000),
     "folder": dict(batch=32),
     "text": dict(width=128, heads=4, batch=32, t_power=1.0, steps=1600),
     "ar": dict(backbone="HuggingFaceTB/SmolLM2-135M", lr=3e-4, batch=16),
@@ -317,6 +317,7 @@ COLOURS = dict(red=(1, .1, .1), green=(.1, .8, .1), blue=(.2, .3, 1), yellow=(1,
 NUMBERS = "none one two three four".split()
 SIDES = "left of", "right of", "above", "below"
 ABILITIES = "single two counting colours position attribution".split()      # those of GenEval
+HARD = ["position", "attribution"]                      # twice as many scenes are for these
 UNSEEN = re.compile("red circle|green square|blue triangle|yellow diamond|purple star|two stars|"
                     "three triangles|four circles|circle .*star|star .*circle|square .*diamond|"
                     "diamond .*square")         # of captions that are kept from training
@@ -779,7 +780,7 @@ class Scenes(Pictures):
         """n pictures with a caption that may be seen, or, in the share `ask`, a question."""
         pictures, texts = [], []
         while len(texts) < n:
-            things, text = invent(rng, ABILITIES[len(texts) % len(ABILITIES)], self.anywhere)
+            things, text = invent(rng, rng.choice(ABILITIES + HARD), self.anywhere)
             if not UNSEEN.search(text):
                 pictures.append(render(things))
                 texts.append(self.question(rng, things) if rng.random() < ask else text)

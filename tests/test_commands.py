@@ -612,7 +612,7 @@ def test_readmes_tables_are_the_studies(monkeypatch):
     import tables
     text = (ROOT / "README.md").read_text()
     for row in [*tables.reports("smoke"), *tables.reports("toy"),
-                *tables.metrics(), *tables.parts(), *tables.repairs()]:
+                *tables.scenes(), *tables.metrics(), *tables.parts(), *tables.repairs()]:
         assert row in text, row
     minutes = [float(row["minutes"]) for row in tables.rows("toy")]
     assert f"2,500 steps: about {sum(minutes) / len(minutes):.0f} minutes on one core" in text

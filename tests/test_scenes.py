@@ -15,7 +15,7 @@ CIRCLE, SQUARE = Thing("circle", "red", 8, 0, 8), Thing("square", "blue", 16, 24
 RUNGS = ["--patch 8", "--patch 4", "--patch 4 --anywhere"]
 
 
-def many(anywhere, n=600):
+def many(anywhere, n=300):
     rng = random.Random(0)
     return [invent(rng, ABILITIES[i % 6], anywhere) for i in range(n)]
 
@@ -23,7 +23,7 @@ def many(anywhere, n=600):
 @pytest.mark.parametrize("rung", RUNGS)
 def test_decoded_scenes_are_seen_as_they_are_and_their_captions_are_true(rung):
     """The checker is right about every scene, also after the tokeniser, which has all patches."""
-    run = train.parse(["--preset", "scenes", *rung.split(), "--train-images", "3000",
+    run = train.parse(["--preset", "scenes", *rung.split(), "--train-images", "2000",
                        "--test-images", "20", "--width", "16", "--depth", "1", "--heads", "1"])
     torch.manual_seed(0)
     patches = train.Scenes(run).build(run).tokens["image"]
@@ -38,7 +38,7 @@ def test_decoded_scenes_are_seen_as_they_are_and_their_captions_are_true(rung):
 
 def test_no_mistake_passes():
     """A thing that is missing, one too many, of another shape, colour or place; a pixel."""
-    for things, caption in many(False, 120) + many(True, 120):
+    for things, caption in many(False, 60) + many(True, 60):
         n, ability = len(things), caption.split()
         assert not is_true(caption, things[1:])
         free = next(Thing(shape, "white", row, column, 8) for row in range(0, 25, 8)
@@ -111,11 +111,11 @@ def test_what_is_unseen_is_nowhere_in_training():
 def test_scenes_are_learned_drawn_read_asked_and_changed(tmp_path, monkeypatch, capsys):
     """All the commands, after a few seconds of training on scenes with one of four things."""
     monkeypatch.chdir(tmp_path)
-    for name, few in (("ABILITIES", ["single", "colours"]), ("SHAPES", ["square", "star"]),
+    for name, few in (("ABILITIES", ["single", "colours"]), ("HARD", []), ("SHAPES", ["square", "star"]),
                       ("COLOURS", {k: COLOURS[k] for k in ("red", "green")})):
         monkeypatch.setattr(train, name, few)
     assert train.main(["--preset", "scenes", *"""--steps 150 --val-every 75 --train-images 2000
-        --width 32 --heads 2 --depth 2 --test-images 60 --drawings 40 --threads 1""".split()]) == 0
+        --width 32 --heads 2 --depth 2 --test-images 20 --drawings 20 --threads 1""".split()]) == 0
     rows = {row["what"]: row for row in csv.DictReader(open("runs/scenes/report.csv"))}
     assert rows["drawing, single"]["calls"] == "32"
     assert float(rows["drawing, single"]["seen"]) > 0.3         # nothing else is in 16 patches

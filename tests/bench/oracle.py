@@ -18,7 +18,7 @@ CAPTIONS = ("a circle", "two circles", "a circle left of a square",
             "a red circle and a blue square")
 TIMES = {"even": lambda u: u, "late": lambda u: 1 - (1 - u) ** 3}   # the last steps are shorter
 WAYS = ("even", 1.), ("late", 1.), ("even", 0.5)
-N = 400
+N = 200
 
 
 def scenes(caption, patches):
@@ -60,7 +60,7 @@ def main():
     table = study.Table("oracle", "caption path times temperature steps".split(), ["true"])
     for name in fudoki.PATHS:
         run = train.parse(["--preset", "scenes", "--path", name, "--train-images", "6000",
-                           "--patch", "8", "--width", "16", "--depth", "1", "--heads", "2"])
+                           "--patch", "8", "--width", "16", "--depth", "1", "--heads", "1"])
         L.seed_everything(0, verbose=False)
         model = train.Scenes(run).build(run)
         path, patches = model.paths["image"], model.tokens["image"]

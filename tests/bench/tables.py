@@ -6,6 +6,7 @@ seed by seed, studies as means over the seeds ± standard errors.
 import csv
 import itertools
 import math
+import re
 import statistics
 from pathlib import Path
 
@@ -16,6 +17,8 @@ PATHS = "metric", "uniform", "marginal", "mask"
 STEPS = {"released": "Euler as released", "increments": "Euler, increments",
          "euler": "Euler, mid-step", "race": "race (exact)", "renoise": "renoise"}
 GIVEN = {"moving": "as noisy as the rest", "still": "clean"}
+ABILITIES = "single", "two", "counting", "colours", "position", "attribution"
+QUESTIONS = "colour", "count", "position", "presence"
 WAYS = {"state": "as it is", "draft": "noise of t = {} added", "told": "told which"}
 
 
@@ -42,6 +45,25 @@ def reports(preset):
                      f"{pair['drawing']} | {drawn:.1f} ({real:.1f}) | {pair['reading']} | "
                      f"{pair.get('answers', '')} | {pair['ceiling']} |".replace(" 0.", " ."))
     return found
+
+
+def scenes():
+    """README's table of scenes: a training of each path, by ability."""
+    found, all_rows = [], rows("scenes")
+    for command in dict.fromkeys(row["command"] for row in all_rows):
+        report = {row["what"]: row for row in all_rows if row["command"] == command}
+        path = re.search(r"--path (\w+)", command)
+
+        def cells(column, *names):
+            return " / ".join(f"{float(report[name][column]):.2f}" for name in names)
+        mean, *_ = report.values()
+        found.append(
+            f"| {path[1] if path else 'metric'} | {mean['training_steps']} | "
+            f"{cells('seen', *(f'drawing, {a}' for a in ABILITIES))} | "
+            + " | ".join(cells(c, "drawing, mean") for c in ("seen", "unseen", "best of 8"))
+            + f" | {cells('seen', 'reading, captions that are true')} | "
+            + cells("seen", *(f"answers, {kind}" for kind in QUESTIONS)) + " |")
+    return [row.replace(" 0.", " .") for row in found]
 
 
 def trainings():
@@ -211,6 +233,21 @@ def tempered():
     return found
 
 
+def oracle():
+    """The tutorial's table of what exact posteriors reach, from oracle.csv: the mean of the four
+    captions by path, times, temperature and steps."""
+    found, steps = [], "2 4 8 16 32".split()
+    for path, (times, temperature) in itertools.product(
+            PATHS, (("even", "1.0"), ("late", "1.0"), ("even", "0.5"))):
+        some = [row for row in rows("oracle") if (row["path"], row["times"], row["temperature"])
+                == (path, times, temperature)]
+        cells = [statistics.mean(float(row["true"]) for row in some if row["steps"] == n)
+                 for n in steps]
+        found.append(f"{path:8}  {times}   T = {float(temperature):<3g}  "
+                     + "  ".join(f"{cell:.2f}" for cell in cells))
+    return ["path      times  steps" + "".join(f"{n:>6}" for n in steps), *found]
+
+
 def trainings_of(name):
     """How many seeds have been measured."""
     return len({row["seed"] for row in rows("paths") if row["name"] == name})
@@ -224,6 +261,7 @@ def characters():
 
 
 if __name__ == "__main__":
-    print("\n".join([*reports("smoke"), *reports("toy"), "", *trainings(), "",
+    print("\n".join([*reports("smoke"), *reports("toy"), "", *scenes(), "", *trainings(), "",
                      *paths(), "", *options(), "", *parts(), "", *repairs(), "",
-                     *metrics(), "", *more_steps(), "", *tempered(), "", *characters()]))
+                     *metrics(), "", *more_steps(), "", *tempered(), "", *oracle(), "",
+                     *characters()]))
