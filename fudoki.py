@@ -787,26 +787,26 @@ class Fudoki(L.LightningModule):
                  for m, f in free.items()}
         return {m: f | f.any(1, keepdim=True) & ~asked[m] for m, f in free.items()}
 
-    def times(self, t, steps):
-        """t < … < 1, steps + 1 of them."""
-        return torch.linspace(t, 1, steps + 1).tolist()
+    def times(self, t, steps, late=1.):
+        """t < … < 1, steps + 1 of them: what is left to 1 falls as (1 − u)^late, u evenly."""
+        return (1 - (1 - t) * (1 - torch.linspace(0, 1, steps + 1)) ** late).tolist()
 
     @torch.no_grad()
-    def generate(self, x, free, *, x_t=None, t=0., steps=8, step="race", guidance=1.,
-                 temperature=1.):
+    def generate(self, x, free, *, x_t=None, t=0., steps=8, late=1., step="race",
+                 guidance=1., temperature=1.):
         """Fills the free positions of x: yields every state from noise to the answer, steps + 1.
         In a part that is free, the given tokens move, too, towards what they are: as noisy as the
         rest, which is all that training has shown. Questions stand still.
 
         x_t, t: the state to begin with and its time; without a state, x with the noise of that
-        time. step: see `step_named`; guidance: see `predict`; temperature: of x₁ ~ p(x₁ | x_t), 0
-        takes the likeliest. ValueError: steps < 1."""
+        time. late: see `times`; step: see `step_named`; guidance: see `predict`; temperature: of
+        x₁ ~ p(x₁ | x_t), 0 takes the likeliest. ValueError: steps < 1."""
         if steps < 1:
             raise ValueError(f"steps must be at least 1, not {steps}")
         noisy = self.noisy(x, free)
         x_t = self.corrupt(x, noisy, t) if x_t is None else x_t         # 1. x_t, at first noise
         yield x_t
-        for t, s in itertools.pairwise(self.times(t, steps)):
+        for t, s in itertools.pairwise(self.times(t, steps, late)):
             p_1t, x_t = self.predict(x_t, noisy, t, guidance), dict(x_t)    # 2. what will it be?
             move = step_named(step) if s < 1 else finish
             for m in (m for m in x if noisy[m].any()):

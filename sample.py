@@ -438,6 +438,9 @@ def add_generation(parser):
     parser.add_argument("--steps", type=number(int, 1), help=f"default: {DRAW['steps']} to draw, "
                         f"{READ['steps']} to read, {GAPS['steps']} to fill a caption, "
                         f"{WRITE['steps']} to write")
+    parser.add_argument("--late", type=number(float, 0.01), help="above 1, more of the steps are "
+                        "late, and those are short: 1 − t falls as (1 − u)^late, u evenly "
+                        "(default: 1, scenes 2)")
     parser.add_argument("--step", choices=[*STEPS, *VELOCITIES], default="race",
                         help="default: race; a velocity is a step of Euler along it")
     parser.add_argument("--guidance", type=number(float, -1e3, 1e3), help="g of u + g(c − u), 1 "
@@ -449,7 +452,7 @@ def add_generation(parser):
 
 def generation(given):
     """What was given of them, as options of `generate`."""
-    return {name: value for name in ("steps", "step", "guidance", "temperature")
+    return {name: value for name in ("steps", "late", "step", "guidance", "temperature")
             if (value := getattr(given, name)) is not None}
 
 

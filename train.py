@@ -72,7 +72,7 @@ PRESETS = {         # what they cost and reach: tests/bench/*.csv, README
     "smoke": dict(
         codes=128, patch=7, width=64, depth=2, heads=2, steps=500, ema=0.98, val_every=250,
         train_images=4000, test_images=1000, drawings=200, threads=1),
-    "scenes": dict(patch=8, t_power=1.0, share=0.7, ask=0.3, steps=16_000, test_images=1000),
+    "scenes": dict(patch=8, t_power=1.0, share=0.7, ask=0.3, steps=20_000, test_images=1000),
     "folder": dict(batch=32),
     "text": dict(width=128, heads=4, batch=32, t_power=1.0, steps=1600),
     "ar": dict(backbone="HuggingFaceTB/SmolLM2-135M", lr=3e-4, batch=16),
@@ -317,7 +317,7 @@ COLOURS = dict(red=(1, .1, .1), green=(.1, .8, .1), blue=(.2, .3, 1), yellow=(1,
 NUMBERS = "none one two three four".split()
 SIDES = "left of", "right of", "above", "below"
 ABILITIES = "single two counting colours position attribution".split()      # those of GenEval
-HARD = ["position", "attribution"]                      # twice as many scenes are for these
+HARD = ["position"] * 4 + ["counting", "attribution"]       # more scenes, and questions, are these
 UNSEEN = re.compile("red circle|green square|blue triangle|yellow diamond|purple star|two stars|"
                     "three triangles|four circles|circle .*star|star .*circle|square .*diamond|"
                     "diamond .*square")         # of captions that are kept from training
@@ -774,7 +774,7 @@ class Scenes(Pictures):
                      len(words.embedding) - 1]
         self.examples = [text for some in self.prompts(rng, 5).values() for text in some]
         self.notes = dict(data=self.origin, form="square", captions=None, asks=run.ask > 0,
-                          draw=dict(steps=32, guidance=1., temperature=1.), read=GAPS)
+                          draw=dict(steps=32, late=2., guidance=1., temperature=1.), read=GAPS)
 
     def scenes(self, rng, n, ask):
         """n pictures with a caption that may be seen, or, in the share `ask`, a question."""
@@ -789,7 +789,8 @@ class Scenes(Pictures):
     def question(self, rng, things, kind=None):
         """A question about things, of any kind, each answer as likely as the others."""
         known, by_answer = questions_of(things), collections.defaultdict(list)
-        for text in known[kind or rng.choice([kind for kind in known if known[kind]])]:
+        kinds = [kind for kind in [*known, *HARD] if known.get(kind)]
+        for text in known[kind or rng.choice(kinds)]:
             by_answer[text.split()[-1]].append(text)
         return rng.choice(rng.choice([*by_answer.values()]))
 

@@ -74,7 +74,8 @@ def test_time_as_an_input_and_a_trunk_of_ones_own(monkeypatch, tmp_path):
     model = saved(small(trunk="timed"), tmp_path / "model.ckpt")
     model.loss(x, model.mark_free(x, "image"), torch.tensor([0.2, 0.7]).view(2, 1, 1))
     list(model.generate(x, model.mark_free(x, "image"), steps=2, guidance=2.))
-    times = [[0.2, 0.7], [0., 0], [0, 0], [.5, .5], [.5, .5]]
+    list(model.generate(x, model.mark_free(x, "image"), steps=3, late=2., t=0.1))
+    times = [[0.2, 0.7], [0., 0], [0, 0], [.5, .5], [.5, .5], [.1, .1], [.6, .6], [.9, .9]]
     assert_close(torch.tensor(seen), torch.tensor(times))
 
 

@@ -111,7 +111,8 @@ def test_what_is_unseen_is_nowhere_in_training():
 def test_scenes_are_learned_drawn_read_asked_and_changed(tmp_path, monkeypatch, capsys):
     """All the commands, after a few seconds of training on scenes with one of four things."""
     monkeypatch.chdir(tmp_path)
-    for name, few in (("ABILITIES", ["single", "colours"]), ("HARD", []), ("SHAPES", ["square", "star"]),
+    for name, few in (("ABILITIES", ["single", "colours"]), ("HARD", []),
+                      ("SHAPES", ["square", "star"]),
                       ("COLOURS", {k: COLOURS[k] for k in ("red", "green")})):
         monkeypatch.setattr(train, name, few)
     assert train.main(["--preset", "scenes", *"""--steps 150 --val-every 75 --train-images 2000

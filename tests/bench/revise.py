@@ -1,12 +1,13 @@
 """Does a model mend what contradicts its caption? Scenes that are wrong in one word of it, in the
 colour of a thing, in how many there are or on which side: the model goes on from there, as if that
-were its state at time t (`state`), or with the noise of time t added (`draft`). Appends to
-revise.csv, skips the rows that are there.
+were its state at time t (`state`), or with the noise of time t added (`draft`); or it is told
+where, and all else is given (`place`). Appends to revise.csv, skips the rows that are there.
 
-    python tests/bench/revise.py NAME=CHECKPOINT …      of --preset scenes
+    python tests/bench/revise.py NAME=CHECKPOINT … --seeds 1        of --preset scenes
 
 true: share of pictures that end as the caption says; kept: share of the tokens that were right,
-and of them only the pictures which end true, that are as they were. 16 steps.
+and of them only the pictures which end true, that are as they were. With the options of drawing that
+the checkpoint has, but for guidance.
 """
 import itertools
 import random
@@ -15,10 +16,11 @@ import lightning as L
 import study                    # first: it puts the project on the path
 import torch
 
+import sample
 import train
 
-N = 300
-WAYS = [("state", 0.5), ("state", 0.9), ("draft", 0.3), ("draft", 0.5), ("draft", 0.7)]
+N = 200
+WAYS = [("state", 0.9), ("draft", 0.3), ("draft", 0.5), ("place", 0.)]
 
 
 def contradiction(rng, kind, anywhere):
@@ -51,18 +53,20 @@ def main():
             captions, right, wrong = zip(*(contradiction(rng, kind, False) for _ in range(N)))
             right, wrong = (patches.encode(torch.stack(some)) for some in (right, wrong))
             x = dict(text=model.tokens["text"].encode(captions), image=wrong)
-            free = model.mark_free(x, "image")
             for (way, t), guidance in itertools.product(WAYS, (1., 2.)):
                 key = name, kind, way, t, guidance, seed
                 if key in table:
                     continue
                 L.seed_everything(seed, verbose=False)
+                free = model.mark_free(x, "image")
+                free["image"] &= (right != wrong) | (way != "place")
+                options = sample.defaults(model, "draw") | dict(guidance=guidance)
                 *_, end = model.generate(x, free, x_t=x if way == "state" else None, t=t,
-                                         steps=16, guidance=guidance)
+                                         **options)
                 true = torch.tensor([*map(train.is_true, captions,
                                           train.see(patches.decode(end["image"])))])
                 same = (end["image"] == wrong)[true][(right == wrong)[true]]
-                table.add(*key, true.float().mean().item(), f"{same.float().mean().item():.4f}")
+                table.add(*key, f"{true.float().mean():.3f}", f"{same.float().mean():.4f}")
 
 
 if __name__ == "__main__":

@@ -57,9 +57,10 @@ def cells(name):
         found += [dict(guidance=g) for g in (1., 1.5, 2.5, 3.)]
         found += [dict(temperature=T) for T in (0.5, 1.)]
         found += [dict(steps=n, times="loss") for n in (2, 4)]
+        found += [dict(steps=n, times="late") for n in (2, 4, 8)]
         found += [dict(best_of=n) for n in (4, 16)]
     else:
-        found += [dict(steps=8, step="renoise")]
+        found += [dict(steps=8, step="renoise"), dict(steps=8, times="late")]
     return [DRAW | options for options in found]
 
 
@@ -70,13 +71,14 @@ def equal_loss(model, tokens):
         free = model.mark_free(tokens, "image")
         loss = [model.loss(tokens, free, t)[0].item() for t in grid[:-1]]
     loss = np.minimum.accumulate([*loss, 0.])
-    return lambda t, steps: np.interp(np.linspace(loss[0], 0, steps + 1)[::-1], loss[::-1],
+    return lambda t, steps, late: np.interp(np.linspace(loss[0], 0, steps + 1)[::-1], loss[::-1],
                                       grid.numpy()[::-1])[::-1].tolist()
 
 
 def run(cell, model, truth):
     """Pictures, changes of a token on average, the share that changed more than once."""
     options = {k: cell[k] for k in ("step", "steps", "guidance", "temperature")}
+    options["late"] = 2. if cell["times"] == "late" else 1.
     text = model.tokens["text"].encode(truth)
     if cell["best_of"] > 1:
         x = sample.fill(model, options, rows=50, best_of=cell["best_of"], text=text)
@@ -102,7 +104,7 @@ def main():
         model.evenly = model.times
         model.by_loss = equal_loss(model, sample.take(rows.tokens, slice(0, 500)))
         model.ideal, _ = judge(model.tokens["image"].decode(model.tokens["image"].encode(test[0])))
-        print(name, "times by loss:", *(f"{t:.3f}" for t in model.by_loss(0, 8)), flush=True)
+        print(name, "times by loss:", *(f"{t:.3f}" for t in model.by_loss(0, 8, 1)), flush=True)
     for seed, (name, model) in itertools.product(range(given.seeds), models.items()):
         for cell in cells(name):
             key = name, *cell.values(), seed

@@ -1,5 +1,6 @@
-"""Draws figures/scenes.png from runs/scenes/model.ckpt: a caption of each ability, and what becomes
-of a thing whose place is drawn anew while the rest stays; eight each, of seed 0, none chosen.
+"""Draws figures/scenes.png from runs/scenes/model.ckpt: a caption of each ability, and what
+becomes of a thing whose place is drawn anew while the rest stays; eight each, of seed 0, none
+chosen.
 
     python tests/bench/scenes.py
 """
@@ -29,8 +30,8 @@ def main():
                           train.FIELD // patches.patch)
     image = patches.encode(train.render(GIVEN)[None]).expand(7, -1)
     text = model.tokens["text"].encode([CHANGED] * 7)
-    end = sample.fill(model, sample.defaults(model, "draw"), text=text,
-                      image=image.where(place, -1))["image"]
+    options = sample.defaults(model, "draw") | dict(guidance=2.)        # see revise.csv
+    end = sample.fill(model, options, text=text, image=image.where(place, -1))["image"]
     rows.append((f"the first, but for one place:\n{CHANGED}",
                  patches.decode(torch.cat([image[:1], end]))))
     figure, axes = plt.subplots(len(rows), 8, figsize=(9, 0.75 * len(rows)))

@@ -48,22 +48,38 @@ def reports(preset):
 
 
 def scenes():
-    """README's table of scenes: a training of each path, by ability."""
+    """README's table of scenes: its trainings, by ability."""
     found, all_rows = [], rows("scenes")
     for command in dict.fromkeys(row["command"] for row in all_rows):
         report = {row["what"]: row for row in all_rows if row["command"] == command}
-        path = re.search(r"--path (\w+)", command)
+        path = re.search(r"--path (\w+)", command)[1]
 
         def cells(column, *names):
             return " / ".join(f"{float(report[name][column]):.2f}" for name in names)
         mean, *_ = report.values()
         found.append(
-            f"| {path[1] if path else 'metric'} | {mean['training_steps']} | "
+            f"| {path}{', patches of 4' * ('--patch 4' in command)}, seed {mean['seed']} | "
+            f"{mean['training_steps']} | "
             f"{cells('seen', *(f'drawing, {a}' for a in ABILITIES))} | "
             + " | ".join(cells(c, "drawing, mean") for c in ("seen", "unseen", "best of 8"))
             + f" | {cells('seen', 'reading, captions that are true')} | "
             + cells("seen", *(f"answers, {kind}" for kind in QUESTIONS)) + " |")
     return [row.replace(" 0.", " .") for row in found]
+
+
+def revised():
+    """The tutorial's table of scenes that contradict their caption: true pictures and, of them,
+    tokens kept."""
+    ways = ("state", "0.9"), ("draft", "0.3"), ("draft", "0.5"), ("place", "0.0")
+    found, all_rows = [], rows("revise")
+    for name, wrong, g in dict.fromkeys((r["checkpoint"], r["wrong"], r["guidance"])
+                                        for r in all_rows):
+        cells = [tuple(mean([r for r in all_rows if (r["checkpoint"], r["wrong"], r["guidance"],
+                                                     r["way"], r["t"]) == (name, wrong, g, *way)],
+                            column)[0] for column in ("true", "kept")) for way in ways]
+        found.append(f"{name:7} {wrong:9} g = {float(g):g}  "
+                     + "  ".join(f"{a:.2f} / {b:.2f}" for a, b in cells).replace("nan", "   "))
+    return [" " * 26 + "as it is     t = .3       t = .5       its place", *found]
 
 
 def trainings():
@@ -108,6 +124,7 @@ def options():
     found += [(f"temperature {T}, 4 steps", dict(temperature=T)) for T in ("0.5", "0.7", "1.0")]
     found += [(f"times by equal loss, {n} steps", dict(steps=n, times="loss"))
               for n in "2 4".split()]
+    found += [(f"late times, {n} steps", dict(steps=n, times="late")) for n in "2 4 8".split()]
     found += [(f"best of {n}, 4 steps", dict(best_of=n)) for n in "1 4 16".split()]
     found += [(f"{name}, renoise, 8 steps", dict(checkpoint=name, steps="8", step="renoise"))
               for name in PATHS[1:]]
