@@ -96,7 +96,7 @@ class MaskPath(Path):
 class MetricPath(Path):
     """FUDOKI's path: tokens near x₁ stay likely longest. The released model has exponent 4 on
     normalised embeddings, d = (2 − 2cos)², URSA 2, and 1 is the best found here (tutorial, chapter
-    7). schedule: an entry of SCHEDULES."""
+    9). schedule: an entry of SCHEDULES."""
 
     def __init__(self, embedding, frequency=None, exponent=1., normalize=False,
                  schedule="calibrated"):
@@ -132,7 +132,7 @@ class CalibratedSchedule(nn.Module):
     """The kinetic-optimal schedule of this codebook: constant Fisher–Rao speed along the path.
 
     Along β the Fisher information is Var_{p_β}[d]. With S(β) = ∫₀^β √( E_{x₁} Var_{p_b}[d] ) db,
-    x₁ by its frequency, β_t = S⁻¹(t·S(∞)), tabulated here (2605.09386; tutorial, chapter 1).
+    x₁ by its frequency, β_t = S⁻¹(t·S(∞)), tabulated here (2605.09386; tutorial, chapter 3).
     """
 
     def __init__(self, path, frequency=None):

@@ -6,7 +6,7 @@ where, and all else is given (`place`). Appends to revise.csv, skips the rows th
     python tests/bench/revise.py NAME=CHECKPOINT … --seeds 1        of --preset scenes
 
 true: share of pictures that end as the caption says; kept: share of the tokens that were right,
-and of them only the pictures which end true, that are as they were. With the options of drawing that
+and only of the pictures which end true, that are as they were. With the options of drawing that
 the checkpoint has, but for guidance.
 """
 import itertools
