@@ -18,9 +18,12 @@ mathematics and need no network. `tutorial.md` tells the same story with picture
 """
 import copy
 import functools
+import inspect
 import itertools
 import math
+import pathlib
 import re
+import runpy
 import types
 
 import lightning as L
@@ -32,6 +35,18 @@ from torch import nn
 
 FAR = 1e30          # β at t = 1: every other token is out of reach, and float32 stays finite
 CHUNK = 2 ** 22     # numbers in one (rows, V) array; more rows than that take turns
+
+
+class Entries(dict):
+    """Things by their names. `my:Path` is the Path of my.py here, a file that mentions fudoki: a
+    checkpoint names such things, too, and no other file has to run when it is opened."""
+
+    def __missing__(self, name):
+        file, _, what = name.partition(":")
+        source = pathlib.Path(f"{file}.py")
+        if file.isidentifier() and source.is_file() and "fudoki" in source.read_text():
+            return self.setdefault(name, runpy.run_path(str(source))[what])
+        raise KeyError(name)
 
 
 # ---------------------------------------------------------------------------------------- 1. paths
@@ -114,7 +129,7 @@ class MetricPath(Path):
         return -self.beta(t) * self.distance(x_1)
 
 
-PATHS = {"metric": MetricPath, "uniform": UniformPath, "marginal": MarginalPath, "mask": MaskPath}
+PATHS = Entries(metric=MetricPath, uniform=UniformPath, marginal=MarginalPath, mask=MaskPath)
 
 
 def power(path=None, frequency=None, a=0.9, c=3.0):
@@ -160,7 +175,7 @@ class CalibratedSchedule(nn.Module):
 
 
 # exercise: any increasing β with β_0 = 0 and β_1 = FAR
-SCHEDULES = {"calibrated": CalibratedSchedule, "power": power}
+SCHEDULES = Entries(calibrated=CalibratedSchedule, power=power)
 
 
 # ---------------------------------------- 2. what follows for every path: noise, velocities, steps
@@ -239,7 +254,7 @@ def corrector(path, x_t, x_1, t, eta=0.5):
 
 
 # exercise: u_t plus anything in detailed balance with p_t
-VELOCITIES = {"kinetic_optimal": kinetic_optimal, "corrector": corrector}
+VELOCITIES = Entries(kinetic_optimal=kinetic_optimal, corrector=corrector)
 
 
 @rowwise
@@ -285,12 +300,15 @@ def finish(path, x_t, x_1, t, s):
 
 
 # exercise: a step marked `step.posterior = True` gets p(x₁ | x_t) in the place of a drawn x₁
-STEPS = {"race": race, "renoise": renoise, "euler": euler}
+STEPS = Entries(race=race, renoise=renoise, euler=euler)
 
 
 def step_named(name):
-    """An entry of STEPS; the name of a velocity is `euler` along it."""
-    return STEPS.get(name) or functools.partial(euler, velocity=VELOCITIES[name])
+    """An entry of STEPS or of VELOCITIES; one that knows no s, of four arguments, is a velocity,
+    and the step is `euler` along it."""
+    move = VELOCITIES[name] if name in VELOCITIES else STEPS[name]
+    wanted = [a for a in inspect.signature(move).parameters.values() if a.default is a.empty]
+    return functools.partial(euler, velocity=move) if len(wanted) == 4 else move
 
 
 def time_reversal(path, x_t, x_1, t):
@@ -584,7 +602,7 @@ class Backbone(nn.Module):
         return h[:, :-1] if self.shift else h[:, 1:]
 
 
-TRUNKS = {"blocks": Blocks, "backbone": Backbone}
+TRUNKS = Entries(blocks=Blocks, backbone=Backbone)
 
 
 class Network(nn.Module):
@@ -626,7 +644,7 @@ def cross_entropy(path, p_1t, x_1, x_t, t):
 
 
 # exercise: any loss with the same minimiser, the posterior p(x₁ | x_t)
-LOSSES = {"cross_entropy": cross_entropy}
+LOSSES = Entries(cross_entropy=cross_entropy)
 
 
 class Fudoki(L.LightningModule):

@@ -89,8 +89,8 @@ def open_model(path=None):
         model = Fudoki.load_from_checkpoint(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, EOFError, OSError, RuntimeError, KeyError, TypeError,
             ValueError, AttributeError) as error:
-        raise InputError(f"{path} is damaged, or no checkpoint of this version of fudoki") \
-            from error
+        raise InputError(f"{path} is damaged, or no checkpoint of this version of fudoki, or "
+                         f"needs a file that is not here ({first_line(error)[:99]})") from error
     return model.to(device).eval(), path
 
 
@@ -421,6 +421,21 @@ def number(kind, least, most=math.inf):
     return parsed
 
 
+def named(*registries):
+    """argparse's type and metavar of an entry of these dictionaries, or of FILE:NAME, which the
+    last of them looks for: see `Entries`."""
+    known = [name for registry in registries for name in registry]
+
+    def parsed(text):
+        try:
+            return text if text in known else registries[-1][text] and text
+        except KeyError as error:
+            raise argparse.ArgumentTypeError(
+                f"invalid choice: {text!r} (choose from {', '.join(known)}, or FILE:NAME of a "
+                "FILE.py here that mentions fudoki and has this name)") from error
+    return dict(type=parsed, metavar=f"{{{','.join(known)},FILE:NAME}}")
+
+
 def file(ending):
     """An argparse type: a file with this ending that can be written."""
     def parsed(text):
@@ -441,7 +456,7 @@ def add_generation(parser):
     parser.add_argument("--late", type=number(float, 0.01), help="above 1, more of the steps are "
                         "late, and those are short: 1 − t falls as (1 − u)^late, u evenly "
                         "(default: 1, scenes 2)")
-    parser.add_argument("--step", choices=[*STEPS, *VELOCITIES], default="race",
+    parser.add_argument("--step", **named(VELOCITIES, STEPS), default="race",
                         help="default: race; a velocity is a step of Euler along it")
     parser.add_argument("--guidance", type=number(float, -1e3, 1e3), help="g of u + g(c − u), 1 "
                         f"is off (default: {DRAW['guidance']:g} to draw, 1 for text)")

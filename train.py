@@ -58,8 +58,8 @@ from torchvision.utils import save_image
 
 from fudoki import LOSSES, PATHS, SCHEDULES, TRUNKS, Fudoki, Patches, Text
 from sample import (GAPS, SEED, WRITE, InputError, add_generation, command, defaults, draw, file,
-                    first_line, generation, middle_square, number, open_model, open_picture, read,
-                    write)
+                    first_line, generation, middle_square, named, number, open_model,
+                    open_picture, read, write)
 
 PRESETS = {         # what they cost and reach: tests/bench/*.csv, README
     "toy": dict(
@@ -126,7 +126,7 @@ def add_flag(parser, name, default, note):
     if kind is bool:
         how["action"] = argparse.BooleanOptionalAction
     elif name in CHOICES:
-        how["choices"] = list(CHOICES[name])
+        how = named(CHOICES[name])
     elif kind in (int, float):
         how["type"] = number(kind, *LIMITS.get(name, (1,) if kind is int else (0,)))
     help = f"{HELP.get(name, '')} ({note})"
@@ -155,6 +155,9 @@ def parse(argv=None):
                         help="go on from runs/<preset>/model.ckpt, with all it was made with")
     for name, value in PRESETS["toy"].items():
         add_flag(parser, name, value, f"toy: {value}" if value != "" else "default: none")
+    early = argparse.ArgumentParser(prog="train.py", add_help=False, allow_abbrev=False)
+    early.add_argument("--path", **named(PATHS))
+    early.parse_known_args(argv)                # a path of one's own is known from here on, and
     options = {k: (v, name) for name in PATHS for k, v in options_of(name).items()}
     for name, (value, path) in options.items():
         add_flag(parser, name, value, f"of the path {path}: {value}")

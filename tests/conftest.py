@@ -1,4 +1,8 @@
-"""What all tests share: the project on the path, and threads that do not spin for each other."""
+"""What all tests share: the project on the path, threads that do not spin for each other, and the
+flags that grade somebody's own path, schedule, velocity or step (tests/exercises):
+
+    python -m pytest --path my:Path
+"""
 import os
 import sys
 from pathlib import Path
@@ -10,6 +14,55 @@ import pytest                                           # noqa: E402
 import torch                                            # noqa: E402
 
 torch.set_num_threads(1)
+KINDS = "path", "schedule", "velocity", "step"
+REPORT = pytest.StashKey()
+
+
+def pytest_addoption(parser):
+    for kind in KINDS:
+        parser.addoption(f"--{kind}", metavar="FILE:NAME",
+                         help=f"grades this {kind}, and nothing else runs")
+
+
+def entries(kind):
+    import fudoki
+    return getattr(fudoki, "VELOCITIES" if kind == "velocity" else f"{kind.upper()}S")
+
+
+def pytest_configure(config):
+    for kind in KINDS:
+        name = config.getoption(kind)
+        try:
+            name and entries(kind)[name]
+        except KeyError as error:
+            raise pytest.UsageError(f"--{kind} {name} has to be FILE:NAME: a FILE.py here that "
+                                    "mentions fudoki and has this name") from error
+
+
+def pytest_collection_modifyitems(config, items):
+    asked = {f"a_{kind}" for kind in KINDS if config.getoption(kind)}
+    if asked:
+        items[:] = [item for item in items if asked & set(item.fixturenames)]
+
+
+def pytest_generate_tests(metafunc):
+    """a_path and its kin: the names of all entries, or of the one that is asked for."""
+    for kind in KINDS:
+        if f"a_{kind}" in metafunc.fixturenames:
+            name = metafunc.config.getoption(kind)
+            metafunc.parametrize(f"a_{kind}", [name] if name else list(entries(kind)))
+
+
+@pytest.fixture
+def report(request):
+    """Lines to be read at the end, when somebody's own is graded."""
+    return request.config.stash.setdefault(REPORT, [])
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    if any(config.getoption(kind) for kind in KINDS):
+        for line in config.stash.get(REPORT, []):
+            terminalreporter.write_line(line)
 
 
 @pytest.fixture

@@ -220,7 +220,7 @@ def test_loss_under_bfloat16_has_a_gradient_and_nearly_the_same_value():
     assert_close(values[0], values[1], atol=0.02, rtol=0.02)
 
 
-@pytest.mark.parametrize("path", sorted({*PATHS} - {"marginal"}))   # which is uniform here
+@pytest.mark.parametrize("path", ["metric", "mask"])       # one that revises, and one that cannot
 def test_both_directions_are_learned(path):
     """Pictures are a function of captions: after 400 steps either follows from the other."""
     torch.manual_seed(0)

@@ -47,6 +47,53 @@ def test_a_path_with_an_option_of_its_own_and_a_number_from_its_codebook(monkeyp
     assert end["image"].shape == (2, 9)
 
 
+OWN = """
+import torch
+import fudoki
+
+class Slow(fudoki.Path):
+    def __init__(self, embedding, frequency=None, power=2.):
+        super().__init__(embedding)
+        self.power = power
+
+    def logits(self, x_1, t):
+        return torch.log(t ** self.power * self.one_hot(x_1) + (1 - t ** self.power))
+
+def twice(path, x_t, x_1, t):
+    return 2 * fudoki.kinetic_optimal(path, x_t, x_1, t)
+
+def jump(path, x_t, x_1, t, s):
+    return x_1
+"""
+
+
+def test_a_path_and_steps_from_a_file_of_ones_own(monkeypatch, tmp_path, capsys):
+    for entries, name in ((PATHS, "own:Slow"), (STEPS, "own:twice"), (STEPS, "own:jump")):
+        monkeypatch.setitem(entries, name, None)        # so that it is gone when this is over
+        del entries[name]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.py").write_text(OWN)
+    (tmp_path / "other.py").write_text("raise SystemExit")                  # not about this
+    run = train.parse(["--path", "own:Slow", "--power", "3"])
+    assert run.path == "own:Slow" and run.path_options == {"power": 3.}
+    model = small("own:Slow", path_options=run.path_options)
+    again = saved(model, tmp_path / "model.ckpt")
+    assert again.paths["image"].power == 3.
+    assert sample.parse(["seven", "--step", "own:jump"]).step == "own:jump"
+    x_t, x_1, path = torch.zeros(2000).long(), torch.full((2000,), 3), again.paths["image"]
+    assert (fudoki.step_named("own:jump")(path, x_t, x_1, 0.3, 0.5) == 3).all()
+    left = (fudoki.step_named("own:twice")(path, x_t, x_1, 0.3, 0.5) == 3).float().mean()
+    assert left > 1.3 * (fudoki.euler(path, x_t, x_1, 0.3, 0.5) == 3).float().mean()
+    for wrong in ("own:None", "other:Slow", "own", "nowhere:Slow"):
+        with pytest.raises(SystemExit):
+            train.parse(["--path", wrong])
+        assert "choose from metric" in capsys.readouterr().err
+    (tmp_path / "own.py").unlink()
+    PATHS.pop("own:Slow")
+    with pytest.raises(sample.InputError, match="needs a file that is not here .*own:Slow"):
+        sample.open_model(tmp_path / "model.ckpt")
+
+
 def test_a_velocity_is_one_entry_and_euler_follows_it(monkeypatch):
     def hasty(path, x_t, x_1, t):
         return 100. * fudoki.kinetic_optimal(path, x_t, x_1, t)

@@ -167,6 +167,36 @@ def test_numbers_in_the_prose_are_those_of_the_study(monkeypatch):
              and "tempered" not in row["name"]
              and row["what"] == "drawing" and row["guidance"] != "1.0"]
     assert f"changes {min(minds):.1f} to {max(minds):.1f} times".replace("0.", ".") in text
+    mended = {r["wrong"]: r for r in tables.rows("revise") if (
+        r["checkpoint"], r["way"], r["guidance"]) == ("metric", "state", "1.0")}
+    true, kept = ([f"{float(mended[k][c]):.2f}"[1:] for k in ("colour", "count", "position")]
+                  for c in ("true", "kept"))
+    assert (f"mends {true[0]}, {true[1]} and {true[2]}, and {min(kept)} to {max(kept)} of the tokens"
+            in text)
+    assert all(float(r["true"]) == 0 for r in tables.rows("revise")
+               if (r["checkpoint"], r["way"]) == ("mask", "state"))
+    after8 = {(path, times): sum(v := [float(r["true"]) for r in tables.rows("oracle") if (
+        r["path"], r["times"], r["temperature"], r["steps"]) == (path, times, "1.0", "8")]) / len(v)
+        for path, times in (("mask", "even"), ("metric", "even"), ("metric", "late"))}
+    assert [f"{v:.2f}" for v in after8.values()] == ["0.78", "0.95", "0.98"]
+    assert ".78 of its drawings are right after 8 steps" in text and ".95 even and .98 late" in text
+    far = tables.repair("image", "0.2", "state", "0.9", "metric")[0]
+    assert f"and repairs {far:.2f}".replace("0.", ".") in text
     told = [tables.repair("image", "0.2", "told", "0.0", name)[0] for name in tables.PATHS]
     assert "who is told which ones are wrong finds two thirds" in text
     assert all(abs(x - 2 / 3) < 0.03 for x in told)
+
+
+def test_the_notebook_has_all_blocks_as_cells_and_quotations_as_text(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "tests" / "exercises")
+    from notebook import notebook
+    text = TUTORIAL.read_text()
+    cells = notebook(text)["cells"]
+    code = ["".join(cell["source"]) + "\n" for cell in cells if cell["cell_type"] == "code"]
+    assert code == re.findall(r"^```python\n(.*?)^```$", text, re.S | re.M)
+    prose = "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
+    assert prose.count("```python fudoki.py") == len(QUOTATION.findall(text))
+    assert len({cell["id"] for cell in cells}) == len(cells)
+    namespace = {}
+    for cell in code[2:4]:                                              # chapter 1 by itself
+        exec("import torch\n" + cell, namespace)

@@ -32,14 +32,7 @@ def save(images, name, columns):
 # 1. every caption
 save(sample.draw(model, train.Digits.examples), "digits.png", 10)
 
-# 2. three generations, from noise to the picture
-x, free = model.to_fill(3, text=words.encode(
-    ["a bold slanted seven", "a thin upright two", "a bold upright five"]))
-states = list(model.generate(x, free, **sample.DRAW | dict(steps=9)))
-frames = torch.stack([patches.decode(state["image"]) for state in states], 1)   # (3, 10, 1, H, W)
-save(frames.flatten(0, 1), "unfolding.png", 10)
-
-# 3. one picture, kept in its upper half, or edited from t = .25; a film with what changes
+# 2. one picture, kept in its upper half, which is framed, or edited from t = .25; a film
 test = train.load_digits(train.parse(sys.argv[1:]))[1][0][:500]
 picture = patches.encode(test[:1]).expand(7, -1)
 rows = []
@@ -48,12 +41,16 @@ for caption, kept, t in (("a bold upright three", sample.region("top", 7), 0.),
     x, free = model.to_fill(7, text=words.encode([caption] * 7), image=picture.where(kept, -1))
     *_, x = model.generate(x | {"image": picture}, free, t=t, **sample.DRAW)
     rows += [picture[:1], x["image"]]
-save(patches.decode(torch.cat(rows)), "fill.png", 8)
+pictures = patches.decode(torch.cat(rows)).clamp(0, 1).repeat(1, 3, 1, 1)
+frame = torch.zeros(28, 28, dtype=torch.bool)
+frame[[0, 11]], frame[:12, [0, 27]] = True, True
+pictures[:8, :, frame] = torch.tensor([1., 0.5, 0.]).view(3, 1)
+save(pictures, "fill.png", 8)
 x, free = model.to_fill(2, text=words.encode(["a bold slanted seven", "a thin upright two"]))
 states = list(model.generate(x, free, **sample.DRAW | dict(steps=8)))
 sample.film(states, model, ROOT / "figures/film.gif")
 
-# 4. P(x_t = x₁) along the paths, x₁ being the tokens of test images
+# 3. P(x_t = x₁) along the paths, x₁ being the tokens of test images
 x_1, codebook = patches.encode(test).flatten(), patches.embedding
 paths = {"metric, calibrated": model.paths["image"],
          "metric, power law": fudoki.MetricPath(codebook, schedule="power"),
