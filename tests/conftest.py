@@ -30,6 +30,7 @@ def entries(kind):
 
 
 def pytest_configure(config):
+    config.addinivalue_line("filterwarnings", "ignore:.*torch.jit.script:FutureWarning")  # jvp's
     for kind in KINDS:
         name = config.getoption(kind)
         try:

@@ -30,7 +30,8 @@ def p(path, x_1, t):
     l = path.logits(torch.tensor([x_1]), torch.tensor([[float(t)]]))
     if l.shape != (1, len(path.embedding)):
         wrong(f"logits of x_1 {(1,)} and t {(1, 1)} should have the shape "
-              f"{(1, len(path.embedding))}, one number for each token, yours have {tuple(l.shape)}")
+              f"{(1, len(path.embedding))}, one number for each token; yours have "
+              f"{tuple(l.shape)}")
     if l.isnan().any() or (l == torch.inf).any() or not (l > -torch.inf).any():
         wrong(f"t = {t:.2f}, x₁ = {x_1}: log-probabilities are finite or −∞, yours are "
               f"{[round(v, 2) for v in l[0].tolist()]} (0 · ∞? a logarithm of something negative? "
@@ -38,7 +39,7 @@ def p(path, x_1, t):
     return l.double().softmax(-1)[0]
 
 
-# ---------------------------------------------------------------------------------------- the paths
+# --------------------------------------------------------------------------------------- the paths
 
 def check_source(path):
     first = p(path, 0, 0.)
@@ -133,7 +134,7 @@ def test_path_report(a_path, report):
     assert v.mean() > 0
 
 
-# ------------------------------------------------------------------------------------ the schedules
+# ----------------------------------------------------------------------------------- the schedules
 
 def check_schedule(beta):
     t = torch.linspace(0, 1, 201)[:, None]
@@ -162,7 +163,7 @@ def test_schedule_makes_a_path(a_schedule, check):
     check(made("metric", schedule=a_schedule))
 
 
-# ----------------------------------------------------------------------------------- the velocities
+# ---------------------------------------------------------------------------------- the velocities
 
 def check_velocity(velocity, path, name):
     for x_1, t in ((2, 0.3), (0, 0.7)):
@@ -201,7 +202,7 @@ def test_velocity(a_velocity, report):
     assert own > least - 1e-6
 
 
-# ---------------------------------------------------------------------------------------- the steps
+# --------------------------------------------------------------------------------------- the steps
 
 def ends(move, path, x_1, t, s, n):
     """Where N tokens are that start as p_t and make n steps to s: (states,)"""
@@ -230,8 +231,8 @@ def check_step(move, path, name, say=lambda line: None):
         found, start = (should + off[16])[x].item(), p(path, x_1, t)[x].item()
         note = " (as at the start: does anything move?)" if abs(found - start) < 0.02 else ""
         wrong(f"{name}, x₁ = {x_1}: tokens that are spread as p_t at t = {t} should, 16 steps "
-              f"later, be spread as p_s at s = {s}; token {x} should have {should[x]:.2f} of them, "
-              f"has {found:.2f}{note}")
+              f"later, be spread as p_s at s = {s}; token {x} should have {should[x]:.2f} of "
+              f"them, has {found:.2f}{note}")
     say(f"total variation from p_s after 1, 4, 16 steps on the {name} path: "
         + " ".join(f"{v:.3f}" for v in total.values())
         + (f", exact up to chance ({chance:.3f})" if max(total.values()) < chance else ""))
@@ -244,7 +245,7 @@ def test_step(a_step, report):
                    lambda line: report.append(f"{a_step}: {line}"))
 
 
-# ------------------------------------------------------------- mistakes, and what is said about them
+# ----------------------------------------------------------- mistakes, and what is said about them
 
 class Upside(fudoki.MetricPath):
     def logits(self, x_1, t):
