@@ -52,7 +52,7 @@ def scenes():
     found, all_rows = [], rows("scenes")
     for command in dict.fromkeys(row["command"] for row in all_rows):
         report = {row["what"]: row for row in all_rows if row["command"] == command}
-        path = re.search(r"--path (\w+)", command)[1]
+        path = re.search(r"--path (\w+)|$", command)[1] or "metric"
 
         def cells(column, *names):
             return " / ".join(f"{float(report[name][column]):.2f}" for name in names)
