@@ -37,7 +37,7 @@ FAR = 1e30          # β at t = 1: every other token is out of reach, and float3
 CHUNK = 2 ** 22     # numbers in one (rows, V) array; more rows than that take turns
 
 
-class Entries(dict):
+class Registry(dict):
     """Things by their names. `my:Path` is the Path of my.py here, a file that mentions fudoki: a
     checkpoint names such things, too, and no other file has to run when it is opened."""
 
@@ -129,7 +129,7 @@ class MetricPath(Path):
         return -self.beta(t) * self.distance(x_1)
 
 
-PATHS = Entries(metric=MetricPath, uniform=UniformPath, marginal=MarginalPath, mask=MaskPath)
+PATHS = Registry(metric=MetricPath, uniform=UniformPath, marginal=MarginalPath, mask=MaskPath)
 
 
 def power(path=None, frequency=None, a=0.9, c=3.0):
@@ -175,7 +175,7 @@ class CalibratedSchedule(nn.Module):
 
 
 # exercise: any increasing β with β_0 = 0 and β_1 = FAR
-SCHEDULES = Entries(calibrated=CalibratedSchedule, power=power)
+SCHEDULES = Registry(calibrated=CalibratedSchedule, power=power)
 
 
 # ---------------------------------------- 2. what follows for every path: noise, velocities, steps
@@ -254,7 +254,7 @@ def corrector(path, x_t, x_1, t, eta=0.5):
 
 
 # exercise: u_t plus anything in detailed balance with p_t
-VELOCITIES = Entries(kinetic_optimal=kinetic_optimal, corrector=corrector)
+VELOCITIES = Registry(kinetic_optimal=kinetic_optimal, corrector=corrector)
 
 
 @rowwise
@@ -300,7 +300,7 @@ def finish(path, x_t, x_1, t, s):
 
 
 # exercise: a step marked `step.posterior = True` gets p(x₁ | x_t) in the place of a drawn x₁
-STEPS = Entries(race=race, renoise=renoise, euler=euler)
+STEPS = Registry(race=race, renoise=renoise, euler=euler)
 
 
 def step_named(name):
@@ -602,7 +602,7 @@ class Backbone(nn.Module):
         return h[:, :-1] if self.shift else h[:, 1:]
 
 
-TRUNKS = Entries(blocks=Blocks, backbone=Backbone)
+TRUNKS = Registry(blocks=Blocks, backbone=Backbone)
 
 
 class Network(nn.Module):
@@ -644,7 +644,7 @@ def cross_entropy(path, p_1t, x_1, x_t, t):
 
 
 # exercise: any loss with the same minimiser, the posterior p(x₁ | x_t)
-LOSSES = Entries(cross_entropy=cross_entropy)
+LOSSES = Registry(cross_entropy=cross_entropy)
 
 
 class Fudoki(L.LightningModule):

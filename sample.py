@@ -423,7 +423,7 @@ def number(kind, least, most=math.inf):
 
 def named(*registries):
     """argparse's type and metavar of an entry of these dictionaries, or of FILE:NAME, which the
-    last of them looks for: see `Entries`."""
+    last of them looks for: see `Registry`."""
     known = [name for registry in registries for name in registry]
 
     def parsed(text):

@@ -156,7 +156,9 @@ def test_minutes_end_a_training_early_and_it_still_reports(no_judge, tmp_path, m
     assert 0 < int(row["training_steps"]) < 5000
 
 
-def test_a_checkpoint_scores_as_after_its_training(here):
+def test_a_checkpoint_scores_as_after_its_training(no_judge, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert train.main(["--preset", "smoke", *TINY, "--steps", "20"]) == 0
     before = Path("runs/smoke/report.csv").read_text()
     assert train.main(["score", "--csv", "scores.csv"]) == 0
     columns = "what", "digit", "caption", "frechet", "training_steps", "data"

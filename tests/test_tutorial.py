@@ -91,6 +91,12 @@ def test_notation_table_is_the_same_in_both():
     assert tables[0] == tables[1] and "λ" in tables[0][-1]
 
 
+def test_readme_counts_the_lines_of_the_file_and_is_short_itself():
+    lines = len((ROOT / "fudoki.py").read_text().splitlines())
+    assert f"one file of {lines} lines" in README.read_text()
+    assert len(README.read_text().splitlines()) <= 150
+
+
 def test_links_lead_somewhere():
     """Files that README and tutorial show or link to exist, and so do the headings."""
     for file in (TUTORIAL, README):

@@ -16,6 +16,8 @@ PLACES = torch.tensor([[0., 0.], [1., 0.], [0., 1.], [1.2, 1.], [3., 2.]])
 FREQUENCY = torch.tensor([10., 40, 20, 5, 25])
 METRIC = fudoki.MetricPath(PLACES, FREQUENCY)
 STATES = torch.arange(V)
+on_two_paths = pytest.mark.parametrize("path", [METRIC, fudoki.UniformPath(PLACES)],
+                                       ids=["metric", "uniform"])
 
 
 @pytest.fixture(params=[exercises, solutions], ids=["yours", "solution"])
@@ -91,8 +93,7 @@ class TestMetropolis:
 
 
 class TestStays:
-    @pytest.mark.parametrize("path", [METRIC, fudoki.UniformPath(PLACES)], ids=["metric",
-                                                                                "uniform"])
+    @on_two_paths
     def test_against_many_races(self, of, path):
         function, x_1 = of("stays"), torch.full((N,), 2)
         torch.manual_seed(0)
@@ -149,8 +150,7 @@ class TestLinearDistance:
 
 
 class TestRaceByTwo:
-    @pytest.mark.parametrize("path", [METRIC, fudoki.UniformPath(PLACES)], ids=["metric",
-                                                                                "uniform"])
+    @on_two_paths
     def test_from_every_start_it_ends_as_the_race(self, of, path):
         step, x_1 = of("race_by_two"), torch.full((N,), 2)
         torch.manual_seed(0)
