@@ -116,14 +116,16 @@ class MetricPath(Path):
     def __init__(self, embedding, frequency=None, exponent=1., normalize=False,
                  schedule="calibrated"):
         super().__init__(F.normalize(embedding, dim=-1) if normalize else embedding)
-        self.exponent, self.rounding = exponent, 3e-3 * self.embedding.norm(dim=-1).max().item()
+        self.register_buffer("square", self.embedding.square().sum(-1), persistent=False)
+        self.exponent, self.rounding = exponent, 1e-5 * self.square.max().item()
         self.beta = SCHEDULES[schedule](self, frequency)
 
     def distance(self, x_1):            # d(x, x₁) = ‖e_x − e_{x₁}‖^exponent; what is smaller than
         if not self.embedding.shape[1]:                         # float32 can tell, is 0
             return 1. - self.one_hot(x_1).float()
-        d = torch.cdist(self.embedding[x_1], self.embedding)
-        return d.where(d > self.rounding, 0.) ** self.exponent
+        d = F.linear(-2 * self.embedding[x_1], self.embedding, self.square)     # ‖e_x − e_{x₁}‖²
+        d += self.square[x_1, None]
+        return d.where(d > self.rounding, 0.) ** (self.exponent / 2)
 
     def logits(self, x_1, t):           # ℓ_t(x | x₁) = −β_t d(x, x₁)
         return -self.beta(t) * self.distance(x_1)

@@ -105,13 +105,15 @@ def take(x, rows):
 
 
 def fill(model, options, rows=500, best_of=1, **given):
-    """The last state of `generate`, `rows` at a time, the best of some: tokens {name: (B, N)},
-    −1 where free."""
-    parts = []
+    """The last state of `generate`, `rows` at a time, fewer if they have many words, the best of
+    some: tokens {name: (B, N)}, −1 where free."""
+    logits = sum(kind.length * len(kind.embedding) for kind in model.tokens.values())
+    parts, rows = [], max(1, min(rows, 2 ** 28 // logits))
     for i in range(0, len(next(iter(given.values()))), rows):
         some = {m: x[i:i + rows].repeat_interleave(best_of, 0) for m, x in given.items()}
         x, free = model.to_fill(len(next(iter(some.values()))), **some)
-        *_, x = model.generate(x, free, **options)
+        *_, x = tqdm(model.generate(x, free, **options), "filling", options["steps"] + 1,
+                     leave=False, delay=2)
         parts.append(take(x, best(model, x, free, best_of)) if best_of > 1 else x)
     return {m: torch.cat([x[m] for x in parts]) for m in parts[0]}
 

@@ -55,6 +55,7 @@ from torch import nn
 from torch.utils.data import DataLoader, RandomSampler
 from torchvision.datasets import MNIST
 from torchvision.utils import save_image
+from tqdm import tqdm
 
 from fudoki import LOSSES, PATHS, SCHEDULES, TRUNKS, Fudoki, Patches, Text
 from sample import (GAPS, SEED, WRITE, InputError, add_generation, command, defaults, draw, file,
@@ -68,22 +69,25 @@ PRESETS = {         # what they cost and reach: tests/bench/*.csv, README
         ask=0.15, batch=64, steps=2500, max_minutes=math.inf, ema=0.999, val_every=200,
         train_images=60_000, test_images=10_000, drawings=1000, threads=0, seed=0, data="",
         image_size=64, anywhere=False, text="", length=128, backbone="", shift=True,
-        freeze=0.0),
+        freeze=0.0, checkpoint_blocks=False),
     "smoke": dict(
         codes=128, patch=7, width=64, depth=2, heads=2, steps=500, ema=0.98, val_every=250,
         train_images=4000, test_images=1000, drawings=200, threads=1),
     "scenes": dict(patch=8, t_power=1.0, share=0.7, ask=0.3, steps=20_000, test_images=1000),
     "folder": dict(batch=32),
-    "text": dict(width=128, heads=4, batch=32, t_power=1.0, steps=1600),
-    "ar": dict(backbone="HuggingFaceTB/SmolLM2-135M", lr=3e-4, batch=16),
+    "text": dict(width=128, heads=4, batch=32, t_power=1.0, steps=1600, test_images=200,
+                 drawings=32),
+    "ar": dict(backbone="HuggingFaceTB/SmolLM2-135M", lr=3e-4, batch=16, length=256, steps=5000),
 }
-TRAINER = dict(accelerator="auto", devices="auto", num_nodes=1, strategy="auto", precision="auto")
+TRAINER = dict(accelerator="auto", devices="auto", num_nodes=1, strategy="auto", precision="auto",
+               accumulate_grad_batches=1)
 CHOICES = dict(path=PATHS, trunk=TRUNKS, loss=LOSSES, schedule=SCHEDULES)
 LIMITS = dict(batch=(2,), share=(0.01, 0.99), drop=(0, 1), ask=(0, 0.99), freeze=(0, 0.99),
               t_power=(0.01,), max_minutes=(1e-3,), ema=(0, 1), threads=(0, 1024), seed=SEED,
               codes=(2,), exponent=(0.01, 16), train_images=(20,), test_images=(20,))
 OF_A_RUN = {*TRAINER, "preset", "resume", "steps", "max_minutes", "val_every", "drawings", "seed",
-            "threads", "test_images", "data_dir", "data", "text"}   # the rest is of the model
+            "threads", "test_images", "data_dir", "data", "text",
+            "checkpoint_blocks"}        # the rest is of the model
 HELP = dict(
     codes="size of the codebook of patches", patch="side of a patch in pixels",
     path="from noise to data", exponent="of the distance; FUDOKI 4, URSA 2",
@@ -99,17 +103,21 @@ HELP = dict(
     steps="training steps", max_minutes="minutes after which training ends early, wherever the "
     "learning rate is by then", ema="decay of the averaged weights",
     val_every="steps between validations, sample grids and checkpoints",
-    train_images="training images used", test_images="test images read in the report",
-    drawings="images drawn in the report", threads="of the CPU; 0 leaves it to PyTorch, 1 is "
-    "faster for very small models", seed="of everything random",
+    train_images="training images used", test_images="test images, or windows of held-out text, "
+    "read in the report", drawings="images drawn, or windows of text written, in the report",
+    threads="of the CPU; 0 leaves it to PyTorch, 1 is faster for very small models",
+    seed="of everything random",
     data="a folder of pictures with a metadata.csv or .jsonl: the columns file_name and text",
     image_size="of those pictures, in pixels",
     anywhere="scenes have things of two sizes anywhere, not of one size on cells of 8 pixels",
     text="a file to learn, UTF-8; between its documents stands <|endoftext|>; presets text and ar",
     length="tokens of its windows",
-    backbone="a folder or a name on the Hugging Face hub: the causal language model to start from",
+    backbone="a folder, a name on the Hugging Face hub or a .gguf file: the causal language model "
+    "to start from",
     shift="predict token i from the backbone's state of token i − 1, as it learned to",
-    freeze="share of the training in which the backbone's words are kept as they are")
+    freeze="share of the training in which the backbone's words are kept as they are",
+    checkpoint_blocks="compute the backbone's blocks twice instead of remembering them: less "
+    "memory")
 SIZE = 28           # side of a picture in pixels
 RUNS = pathlib.Path("runs")
 
@@ -188,6 +196,8 @@ def parse(argv=None):
         parser.error("--text goes with --preset text or --preset ar, and without --data")
     if run.backbone and run.path == "mask":
         parser.error("--path mask needs a token that the backbone does not have")
+    if run.checkpoint_blocks and not run.backbone:
+        parser.error("--checkpoint-blocks goes with a --backbone")
     return run
 
 
@@ -574,28 +584,35 @@ class Rows(torch.utils.data.Dataset):
 
 def load_backbone(name, shift):
     """A pretrained model and tokenizer. -> options of `Fudoki`; of `Text` the tokenizer's JSON,
-    its closing token and the embedding. InputError: it cannot be had."""
+    its closing token and the embedding, of the ids that the tokenizer has; some models have more.
+    InputError: it cannot be had."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging as quiet
     quiet.set_verbosity_error()
     quiet.disable_progress_bar()
+    file, options = pathlib.Path(name), dict(trust_remote_code=False)
+    if file.suffix == ".gguf":
+        options["gguf_file"] = file.name
+    place = file.parent if file.suffix == ".gguf" else name
     try:
-        words = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-        model = AutoModelForCausalLM.from_pretrained(
-            name, trust_remote_code=False, use_safetensors=True, dtype="float32")
+        words = AutoTokenizer.from_pretrained(place, **options)
+        model = AutoModelForCausalLM.from_pretrained(place, use_safetensors=True, dtype="float32",
+                                                     **options)
         json = words.backend_tokenizer.to_str()
     except Exception as error:          # whatever these libraries and their files say
         raise InputError(f"the backbone {name} cannot be loaded; it has to be the folder of a "
-                         "causal language model with safetensors and tokenizer.json, or the name "
-                         "of one on the Hugging Face hub, which needs a network: "
+                         "causal language model with safetensors and tokenizer.json, a .gguf file "
+                         "or the name of one on the Hugging Face hub, which needs a network: "
                          + first_line(error)) from error
-    embedding, eos = model.get_input_embeddings().weight.detach(), words.eos_token_id
-    if eos is None or len(words) > len(embedding):
+    n, eos = max(words.get_vocab().values()) + 1, words.eos_token_id
+    if eos is None or n > len(model.get_input_embeddings().weight):
         raise InputError(f"the tokenizer of the backbone {name} has no token that ends a text, or "
                          "more tokens than its model")
+    model.resize_token_embeddings(n)                    # no id is noise that no text has
+    embedding = model.get_input_embeddings().weight.detach()
     bos = eos if words.bos_token_id is None else words.bos_token_id
-    config = {k: v for k, v in model.config.to_dict().items()
-              if k not in ("_name_or_path", "architectures", "transformers_version")}
+    config = {k: v for k, v in model.config.to_dict().items() if k not in (
+        "_name_or_path", "architectures", "transformers_version", "quantization_config")}
     options = dict(trunk="backbone", pretrained=model,
                    trunk_options=dict(config=config, bos=bos, shift=shift))
     return options, json, eos, F.normalize(embedding)
@@ -979,6 +996,7 @@ class Corpus:
         some = CHARACTERS.pre_tokenize_str(text[:run.length // 2])[:-1]
         some = re.search(r"[^\s_-]\S*( \S+){0,2}", "".join(c for c, _ in some))
         self.prompt = f"{some[0] if some else ''}___"               # what to try first
+        self.reads, self.writes = run.test_images, run.drawings
 
     def build(self, run):
         """A new model whose words and schedule fit the data."""
@@ -1006,11 +1024,11 @@ class Corpus:
         training, held_out = (self.stream(model.tokens["text"], text)
                               for text in (self.train, self.test))
         return (Rows(text=training.unfold(0, length, 1)),
-                Rows(text=held_out.unfold(0, length, length)[:200]))
+                Rows(text=held_out.unfold(0, length, length)[:self.reads]))
 
     def sample(self, model, path):
-        """Writes four windows: path.txt."""
-        texts = "\n\n----\n\n".join(write(model, ["___"] * 4))
+        """Writes up to four windows: path.txt."""
+        texts = "\n\n----\n\n".join(write(model, ["___"] * min(4, self.writes)))
         path.with_suffix(".txt").write_text(texts, encoding="utf-8")
 
     def report(self, model, run, options):
@@ -1018,8 +1036,10 @@ class Corpus:
         the model writes occur in the training text, beside the same share of held-out text."""
         held = self.tokens(model)[1]
         known, rows = set(words_of(self.train)), []
-        written = write(model, ["___"] * 32, **options)
-        for t in torch.linspace(0.05, 0.95, 10).tolist():
+        print(f"\nthe report: writes {self.writes} windows, reads {len(held)} at 10 noise levels",
+              flush=True)
+        written = write(model, ["___"] * self.writes, **options)
+        for t in tqdm(torch.linspace(0.05, 0.95, 10).tolist(), "reading", leave=False, delay=2):
             losses = []
             for i in range(0, len(held), 20):
                 x_1 = {"text": held.tokens["text"][i:i + 20].to(model.device)}
@@ -1175,8 +1195,8 @@ def make_trainer(run, keep):
     try:
         return L.Trainer(
             **{name: getattr(run, name) for name in TRAINER}, max_steps=run.steps,
-            gradient_clip_val=1.0,
-            val_check_interval=run.val_every, check_val_every_n_epoch=None, num_sanity_val_steps=0,
+            gradient_clip_val=1.0, num_sanity_val_steps=0, check_val_every_n_epoch=None,
+            val_check_interval=run.val_every * run.accumulate_grad_batches,
             enable_model_summary=False, enable_checkpointing=False, log_every_n_steps=50,
             logger=CSVLogger(keep.folder, "log"),
             callbacks=[TQDMProgressBar(refresh_rate=10), keep,
@@ -1194,11 +1214,12 @@ def fit(trainer, keep, model, data, run):
         training, held_out = data.tokens(model)
     except ValueError as error:
         raise InputError(f"{data.origin} does not fit the model: {error}") from error
-    order = Order(training, num_samples=run.steps * run.batch,
+    rows = run.batch * run.accumulate_grad_batches      # of a step
+    order = Order(training, num_samples=run.steps * rows,
                   generator=torch.Generator().manual_seed(run.seed))
     path = keep.folder / "model.ckpt" if run.resume else None
     if path:
-        order.start = run.batch * torch.load(path, map_location="cpu", weights_only=True)[
+        order.start = rows * torch.load(path, map_location="cpu", weights_only=True)[
             "global_step"]
     loaders = (DataLoader(training, run.batch, sampler=order, **same),
                DataLoader(held_out, max(1, len(held_out) // 10), **same))
@@ -1206,7 +1227,7 @@ def fit(trainer, keep, model, data, run):
     trainer.fit(model.train(), *loaders, ckpt_path=path, weights_only=True)
     model.to(trainer.strategy.root_device).eval()       # Lightning hands it back on the CPU
     steps = max(0, trainer.global_step - keep.resumed_at)
-    return steps * run.batch / (time.time() - started)
+    return steps * rows / (time.time() - started)
 
 
 def report(model, data, run, options, file, **same):
@@ -1309,6 +1330,8 @@ def train(argv):
     count = sum(p.numel() for p in model.net.parameters())
     what = " and ".join(f"{kind.length} {m} tokens" for m, kind in model.tokens.items())
     print(f"{data.origin}: {what} in a row; {count / 1e6:.2f} M parameters", flush=True)
+    if run.checkpoint_blocks:
+        model.net.trunk.body.gradient_checkpointing_enable()
     rate = fit(trainer, keep, model, data, run)
     if keep.signal:
         print(f"\nstopped; {folder / 'model.ckpt'} is saved, go on with --resume")

@@ -175,6 +175,25 @@ def test_freeze_keeps_the_words_of_the_backbone_for_a_while():
         assert "head.image.weight" in moved and "trunk.body.layers.0.mlp.up_proj.weight" in moved
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3_text"])
+def test_blocks_that_are_computed_twice_have_the_same_gradients(family):
+    made, x = model(family).train(), batch()
+    for module in made.modules():                       # a family's dropout would differ
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.
+    grads = []
+    for twice in (False, True):
+        if twice:
+            made.net.trunk.body.gradient_checkpointing_enable()
+        torch.manual_seed(0)
+        made.loss(x, made.mark_free(x, "image"), 0.3)[0].backward()
+        grads.append({k: p.grad.clone() for k, p in made.named_parameters() if p.grad is not None})
+        made.zero_grad()
+    assert grads[0].keys() == grads[1].keys()
+    for name, grad in grads[0].items():
+        assert_close(grad, grads[1][name], atol=1e-6, rtol=1e-4)
+
+
 def test_bfloat16_works_with_a_mask():
     made, x = model(), batch()
     with torch.autocast("cpu", torch.bfloat16):

@@ -266,17 +266,24 @@ def test_without_a_file_the_documentation_of_python_is_the_text():
 
 def test_a_language_model_becomes_a_flow_and_its_folder_may_go(backbone, here, capsys,
                                                                monkeypatch):
-    Path("story.txt").write_text(STORY.replace(" . ", "<|endoftext|>"))
+    Path("story.txt").write_text((STORY * 9).replace(" . ", "<|endoftext|>"))
     step = fudoki.Fudoki.training_step
 
     def in_training(model, *args):                              # with the family's dropout
         assert all(module.training for module in model.modules())
+        assert model.net.trunk.body.is_gradient_checkpointing
         return step(model, *args)
     monkeypatch.setattr(fudoki.Fudoki, "training_step", in_training)
     assert train.main(["--preset", "ar", "--backbone", "lm", "--text", "story.txt",
-                       "--freeze", "0.5", *SHORT]) == 0
+                       "--freeze", "0.5", "--checkpoint-blocks", "--accumulate-grad-batches", "3",
+                       "--test-images", "20", "--drawings", "2", *SHORT]) == 0
     Path("lm").rename("gone")
-    capsys.readouterr()
+    assert "the report: writes 2 windows, reads 20 at 10 noise levels" in capsys.readouterr().out
+    saved = torch.load("runs/ar/model.ckpt", weights_only=True)
+    assert saved["global_step"] == 4 and len(saved["optimizer_states"][0]["state"]) > 10
+    batches = saved["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["completed"]
+    assert batches == 12                                        # three for a step
+    assert [p.name for p in Path("runs/ar/samples").iterdir()] == ["step_000004.txt"]
     assert sample.main(["--text", "the cat ___", "--steps", "3"]) == 0
     said = capsys.readouterr().out
     assert "\nthe cat " in said and "3 network calls" in said
@@ -291,6 +298,20 @@ def test_backbones_that_cannot_be_used_are_said_before_the_training(backbone, he
     assert "the backbone lm cannot be loaded; " in complaint(
         capsys, train.main, *arguments, "16")
     assert not Path("runs/ar/model.ckpt").exists()
+
+
+def test_ids_that_no_text_has_are_no_noise(backbone, here):
+    """Some vocabularies are longer than their tokenizer, so that a GPU likes the size."""
+    Path("story.txt").write_text(STORY)
+    n = tokenizer().get_vocab_size()
+    assert n < COMMON["vocab_size"]
+    run = train.parse("--preset ar --backbone lm --text story.txt --length 16".split())
+    model = train.Corpus(run).build(run)
+    source = model.corrupt({"text": torch.zeros(200, 16).long()}, {"text": torch.tensor(True)}, 0.)
+    assert source["text"].unique().tolist() == list(range(n))
+    assert {len(p) for m in model.net.trunk.vocabulary for p in m.parameters()} == {n}
+    again = fudoki.Fudoki(**{k: v for k, v in model.hparams.items()})    # as a checkpoint does
+    again.load_state_dict(model.state_dict())
 
 
 def test_a_text_keeps_its_length_through_a_tokenizer_that_cuts(backbone, here):
@@ -543,13 +564,16 @@ def test_pictures_are_cropped_to_the_middle_and_turned(here):
     ("--preset toy --text empty.txt", "--text goes with"),
     ("--preset ar --text story.txt --backbone none", "the backbone none cannot be loaded"),
     ("--preset ar --text story.txt --backbone empty", "the backbone empty cannot be loaded"),
+    ("--preset ar --text story.txt --backbone broken.gguf", "broken.gguf cannot be loaded"),
     ("--preset ar --backbone empty --path mask", "--path mask"),
+    ("--preset text --checkpoint-blocks", "goes with a --backbone"),
     ("--preset text --freeze 1", "--freeze")])
 def test_mistakes_with_texts(arguments, says, here, capsys, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     Path("empty.txt").write_text("")
     Path("binary.txt").write_bytes(bytes(range(256)) * 100)
-    Path("story.txt").write_text(STORY * 10)
+    Path("story.txt").write_text(STORY * 20)
+    Path("broken.gguf").write_text("GGUF")
     Path("empty").mkdir()
     assert says in complaint(capsys, train.main, *arguments.split())
     assert not Path("runs").exists()

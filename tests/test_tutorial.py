@@ -115,7 +115,7 @@ def test_links_lead_somewhere():
 def test_samples_are_those_of_the_study():
     shown = re.findall(r"^\| (noshift|pretrained|scratch) \| (.*) \|$", TUTORIAL.read_text(), re.M)
     found = csv.DictReader(open(ROOT / "tests/bench/backbone_samples.csv"))
-    found = [(row["start"], " ".join(row["text"].split())) for row in found]
+    found = [(row["start"], " ".join(row["sample"].split())) for row in found]
     assert len(shown) == 3
     for start, text in shown:
         assert any(row[0] == start and row[1].startswith(text) for row in found), start
