@@ -659,10 +659,12 @@ class Fudoki(L.LightningModule):
 
     def __init__(self, tokens, frequency=None, path="metric", path_options=None, trunk="blocks",
                  trunk_options=None, pretrained=None, loss="cross_entropy", lr=6e-3,
-                 weight_decay=0.01, t_power=1., share=0.5, drop=0.1, freeze=0., notes=None):
+                 lr_new=3e-3, weight_decay=0.01, t_power=1., share=0.5, drop=0.1, freeze=0.,
+                 notes=None):
         """tokens {name: arguments of its entry in TOKENS}, frequency {name: (V,)}; path, trunk and
         loss: entries of PATHS, TRUNKS and LOSSES, with options; pretrained: a causal language
-        model for `Backbone` (a checkpoint restores what became of it); t_power: see `loss`;
+        model for `Backbone` (a checkpoint restores what became of it); lr: the peak, lr_new: of
+        inputs and heads beside a backbone; t_power: see `loss`;
         share: of a batch that is drawn, the rest is read; drop: how often either goes without the
         other; freeze: share of the training in which a backbone's words stay; notes: a
         dictionary for those who open the checkpoint. What is not learned is a hyperparameter."""
@@ -762,8 +764,9 @@ class Fudoki(L.LightningModule):
 
     def configure_optimizers(self):
         """Lightning's hook: the learning rate rises over the first 5 % of the steps and falls as a
-        cosine to 0. A backbone's words begin to learn when `freeze` of the steps are done; the
-        matrices of a trunk from scratch are a group of their own, which train.py's Muon wants."""
+        cosine to 0. A backbone's words begin to learn when `freeze` of the steps are done, and
+        inputs and heads that are new beside it have a rate of their own; the matrices of a trunk
+        from scratch are a group, which train.py's Muon wants."""
         steps = self.trainer.estimated_stepping_batches     # resumed, a run may have more of them
 
         def rate(step, first=0):
@@ -771,14 +774,18 @@ class Fudoki(L.LightningModule):
             return min((step + 1) / (0.05 * steps), cosine) * (step >= first)
 
         late = functools.partial(rate, first=self.hparams.freeze * steps)
-        trunk = self.net.trunk
-        words = [*trunk.vocabulary.parameters()] if trunk.vocabulary else []
-        matrices = [] if trunk.vocabulary else [p for p in trunk.parameters() if p.ndim == 2]
-        others = [p for p in self.parameters() if all(p is not q for q in words + matrices)]
-        groups = [{"params": p, "matrices": p is matrices} for p in (others, words, matrices)]
-        optimizer = self.optimizer(groups, self.hparams.lr, betas=(0.9, 0.98),
+        net, trunk, lr = self.net, self.net.trunk, self.hparams.lr
+        words = {*trunk.vocabulary.parameters()} if trunk.vocabulary else set()
+        matrices = set() if trunk.vocabulary else {p for p in trunk.parameters() if p.ndim == 2}
+        new = {*net.input.parameters(), *net.head.parameters()} - words
+        body = {*net.parameters()} - words - matrices - new
+        parts = ((body, lr), (words, lr), (matrices, lr),
+                 (new, self.hparams.lr_new if trunk.vocabulary else lr))
+        groups = [{"params": [p for p in self.parameters() if p in part], "lr": peak,
+                   "matrices": part is matrices} for part, peak in parts]
+        optimizer = self.optimizer(groups, betas=(0.9, 0.98),
                                    weight_decay=self.hparams.weight_decay)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, [rate, late, rate])
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, [rate, late, rate, rate])
         return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
 
     # -- generation: start from noise; predict, step, predict again

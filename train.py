@@ -65,11 +65,11 @@ from sample import (GAPS, SEED, WRITE, InputError, add_generation, command, defa
 PRESETS = {         # what they cost and reach: tests/bench/*.csv, README
     "toy": dict(
         codes=256, patch=4, path="metric", trunk="blocks", width=96, depth=4, heads=3,
-        loss="cross_entropy", lr=6e-3, weight_decay=0.01, t_power=3.0, share=0.5, drop=0.1,
-        ask=0.15, batch=64, steps=2500, max_minutes=math.inf, ema=0.999, val_every=200,
+        loss="cross_entropy", lr=6e-3, lr_new=3e-3, weight_decay=0.01, t_power=3.0, share=0.5,
+        drop=0.1, ask=0.15, batch=64, steps=2500, max_minutes=math.inf, ema=0.999, val_every=200,
         train_images=60_000, test_images=10_000, drawings=1000, threads=0, seed=0, data="",
-        image_size=64, anywhere=False, text="", length=128, backbone="", shift=True,
-        freeze=0.0, checkpoint_blocks=False),
+        image_size=64, anywhere=False, text="", length=128, backbone="", shift=True, freeze=0.0,
+        checkpoint_blocks=False),
     "smoke": dict(
         codes=128, patch=7, width=64, depth=2, heads=2, steps=500, ema=0.98, val_every=250,
         train_images=4000, test_images=1000, drawings=200, threads=1),
@@ -93,7 +93,8 @@ HELP = dict(
     path="from noise to data", exponent="of the distance; FUDOKI 4, URSA 2",
     normalize="L2-normalise the embeddings", schedule="how fast β grows",
     trunk="of the network", width="of the trunk", depth="its blocks", heads="of its attention",
-    loss="of a position", lr="peak learning rate", weight_decay="of Muon and AdamW",
+    loss="of a position", lr="peak learning rate",
+    lr_new="of inputs and heads that are new beside a backbone", weight_decay="of Muon and AdamW",
     t_power="noise levels of training are t = u^power, u uniform: above 1 more of them are early",
     share="of a batch that is drawn, the rest is read",
     drop="how often pictures and captions go without each other, for guidance",
@@ -654,7 +655,7 @@ def make(run, tokens, frequency, notes, **backbone):
             raise InputError(f"all {m} tokens of {notes['data']} are alike: there is nothing to "
                              "learn")
     trunk = {k: getattr(run, k) for k in ("width", "depth", "heads")}
-    names = "path path_options loss lr weight_decay t_power share drop freeze".split()
+    names = "path path_options loss lr lr_new weight_decay t_power share drop freeze".split()
     model = Fudoki(tokens, frequency, notes=notes, **dict(trunk=run.trunk, trunk_options=trunk)
                    | backbone | {k: getattr(run, k) for k in names})
     if backbone:

@@ -159,6 +159,19 @@ def test_a_checkpoint_needs_nothing_else(family, tmp_path):
         assert_close(a, b)
 
 
+def test_what_is_new_beside_a_backbone_has_its_own_learning_rate():
+    made = model(lr=1e-4, lr_new=1e-2)
+    made.trainer = types.SimpleNamespace(estimated_stepping_batches=1)
+    (optimizer,), _ = made.configure_optimizers()
+    peak = {p: group["initial_lr"] for group in optimizer.param_groups for p in group["params"]}
+    assert {name.split(".")[1]: peak[p] for name, p in made.named_parameters()} == {
+        "trunk": 1e-4, "input": 1e-2, "head": 1e-2, "modality": 1e-4, "free": 1e-4}
+    alone = fudoki.Fudoki({"image": [torch.rand(12, 4), 2, 6]}, lr=1e-4, lr_new=1e-2,
+                          trunk_options=dict(width=16, depth=1, heads=1))
+    alone.trainer = made.trainer
+    assert {g["initial_lr"] for g in alone.configure_optimizers()[0][0].param_groups} == {1e-4}
+
+
 def test_freeze_keeps_the_words_of_the_backbone_for_a_while():
     made = model(freeze=0.3, lr=1e-2).train()
     made.log_dict = lambda *args, **kwargs: None

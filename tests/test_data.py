@@ -301,7 +301,11 @@ def test_backbones_that_cannot_be_used_are_said_before_the_training(backbone, he
 
 
 def test_ids_that_no_text_has_are_no_noise(backbone, here):
-    """Some vocabularies are longer than their tokenizer, so that a GPU likes the size."""
+    """Some vocabularies are longer than their tokenizer, so that a GPU likes the size. These
+    weights are in bfloat16, in several files."""
+    Path("lm/model.safetensors").unlink()
+    LlamaForCausalLM(LlamaConfig(**COMMON)).bfloat16().save_pretrained("lm", max_shard_size="9KB")
+    assert len(list(Path("lm").glob("*.safetensors"))) > 1
     Path("story.txt").write_text(STORY)
     n = tokenizer().get_vocab_size()
     assert n < COMMON["vocab_size"]
@@ -310,8 +314,18 @@ def test_ids_that_no_text_has_are_no_noise(backbone, here):
     source = model.corrupt({"text": torch.zeros(200, 16).long()}, {"text": torch.tensor(True)}, 0.)
     assert source["text"].unique().tolist() == list(range(n))
     assert {len(p) for m in model.net.trunk.vocabulary for p in m.parameters()} == {n}
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
     again = fudoki.Fudoki(**{k: v for k, v in model.hparams.items()})    # as a checkpoint does
     again.load_state_dict(model.state_dict())
+
+
+def test_a_tokenizer_without_a_beginning_begins_with_its_end_and_needs_one(backbone, here):
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer(), eos_token="</s>").save_pretrained("lm")
+    options, _, eos, _ = train.load_backbone("lm", True)
+    assert options["trunk_options"]["bos"] == eos == 1
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer(), bos_token="<s>").save_pretrained("lm")
+    with pytest.raises(sample.InputError, match="lm has no token that ends a text"):
+        train.load_backbone("lm", True)
 
 
 def test_a_text_keeps_its_length_through_a_tokenizer_that_cuts(backbone, here):

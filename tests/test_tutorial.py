@@ -121,6 +121,12 @@ def test_samples_are_those_of_the_study():
         assert any(row[0] == start and row[1].startswith(text) for row in found), start
 
 
+def test_neighbours_are_those_of_the_study():
+    found = (ROOT / "tests/bench/neighbours.txt").read_text()
+    table = found.index("exponent")
+    assert all(part in TUTORIAL.read_text() for part in (found[:table], found[table:]))
+
+
 def test_tables_are_those_of_the_studies(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "tests" / "bench")
     import tables

@@ -2,7 +2,7 @@
 the bits of a token, from its weights and from random ones:
 
     python tests/bench/backbone.py --lm FOLDER --text FILE [START …] [--seeds 2]
-    python tests/bench/backbone.py --neighbours --lm FOLDER
+    python tests/bench/backbone.py --lm FOLDER --text FILE --neighbours
     python tests/bench/backbone.py --plot
 
 START is one of these words or several, joined by +: pretrained, scratch (random weights; the
@@ -49,7 +49,8 @@ def parsed():
     for name, kind, value in (("seeds", int, 2), ("steps", int, 300), ("batch", int, 4),
                               ("length", int, 64), ("lr", str, "3e-4"), ("windows", int, 100)):
         parser.add_argument(f"--{name}", type=kind, default=value, help=f"default: {value}")
-    parser.add_argument("--neighbours", action="store_true", help="of twenty words, by its words")
+    parser.add_argument("--neighbours", action="store_true",
+                        help="neighbours.txt: those of twenty words, and how many the noise meets")
     parser.add_argument("--plot", action="store_true", help="figures/backbone.png from the CSV")
     return parser.parse_args()
 
@@ -139,15 +140,33 @@ def training(start, seed, given, table, samples):
 
 
 def neighbours(given):
-    """The words nearest to twenty, and how far the nearest and any other are."""
+    """The words nearest to twenty, how far the nearest and the median of all others are; and, on
+    metric paths when half of the words of the text are right, how many of the wrong ones are near,
+    which is computed from p_t. -> lines"""
     _, json, _, embedding = train.load_backbone(given.lm, True)
     words = fudoki.Text(json, 64, window=True)
     for word in TWENTY:
         i, = words.ids(" " + word)
         d = torch.cdist(embedding[i:i + 1], embedding)[0]
         near = d.argsort()[1:8]
-        print(f"{word:8} {d[near[0]]:.2f} / {d.median():.2f}",
-              *("·" + words.tokenizer.decode([j]).strip() for j in near.tolist()))
+        yield f"{word:8} {d[near[0]]:.2f} {d.median():.2f}  " + " ".join(
+            words.tokenizer.decode([j]).replace(" ", "·") for j in near.tolist())
+    documents = Path(given.text).read_text(encoding="utf-8").split("<|endoftext|>")
+    ids = torch.tensor([i for text in documents for i in words.ids(text)])
+    torch.manual_seed(0)
+    x_1 = ids[torch.randint(len(ids), (64,))]
+    order = torch.cdist(embedding[x_1], embedding).argsort(1)
+    frequency = torch.bincount(ids, minlength=len(embedding))
+    yield "exponent        t  right  8 nearest  100 nearest"
+    for exponent in (0.5, 1., 2., 4.):
+        path = fudoki.MetricPath(embedding, frequency, exponent=exponent)
+        for t in torch.linspace(0, 1, 101).tolist():
+            p_t = path.logits(x_1, torch.full((64, 1), t)).softmax(-1).gather(1, order)
+            if p_t[:, 0].mean() >= 0.5:
+                break
+        wrong = p_t[:, 1:].sum()
+        yield (f"{exponent:8} {t:8.2f} {p_t[:, 0].mean():6.2f} {p_t[:, 1:9].sum() / wrong:10.2f} "
+               f"{p_t[:, 1:101].sum() / wrong:12.2f}")
 
 
 def plot():
@@ -173,8 +192,12 @@ def plot():
 
 if __name__ == "__main__":
     given = parsed()
-    if given.plot or given.neighbours:
-        sys.exit(plot() if given.plot else neighbours(given))
+    if given.neighbours:
+        text = "\n".join(neighbours(given))
+        (study.ROOT / "tests/bench/neighbours.txt").write_text(text + "\n", encoding="utf-8")
+        sys.exit(print(text))
+    if given.plot:
+        sys.exit(plot())
     table = study.Table("backbone", KEYS, ["loss", *TIMES, "bits", "bits_reversal"])
     samples = study.Table("backbone_samples", KEYS, ["sample"])
     for seed in range(given.seeds):
