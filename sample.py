@@ -107,7 +107,7 @@ def take(x, rows):
 def fill(model, options, rows=500, best_of=1, **given):
     """The last state of `generate`, `rows` at a time, fewer if they have many words, the best of
     some: tokens {name: (B, N)}, −1 where free."""
-    logits = sum(kind.length * len(kind.embedding) for kind in model.tokens.values())
+    logits = best_of * sum(kind.length * len(kind.embedding) for kind in model.tokens.values())
     parts, rows = [], max(1, min(rows, 2 ** 28 // logits))
     for i in range(0, len(next(iter(given.values()))), rows):
         some = {m: x[i:i + rows].repeat_interleave(best_of, 0) for m, x in given.items()}

@@ -408,6 +408,18 @@ def test_the_best_of_some_agrees_better_with_its_caption(here, capsys):
     assert "samples.png: 2 pictures" in capsys.readouterr().out
 
 
+def test_logits_of_many_words_take_turns(here, monkeypatch):
+    """At most 2²⁸ of them at once: two rows of such a text."""
+    model, sizes = sample.open_model()[0], []
+    x = {"text": torch.full((5, 4), -1), "image": torch.zeros(5, 16).long()}
+    text, generate = model.tokens["text"], model.generate
+    monkeypatch.setattr(text, "length", int(2 ** 28 / 2.5 / len(text.embedding)))
+    monkeypatch.setattr(model, "generate", lambda x, free, **options: sizes.append(len(x["text"]))
+                        or generate(x, free, **options))
+    found = sample.fill(model, sample.READ, **x)
+    assert sizes == [2, 2, 1] and found["text"].shape == (5, 4)
+
+
 def test_the_best_is_of_one_request(here, monkeypatch):
     """Words that are left to chance are chosen once for all among which the best is."""
     seen, plain = [], sample.best

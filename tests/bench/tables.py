@@ -58,7 +58,8 @@ def scenes():
             return " / ".join(f"{float(report[name][column]):.2f}" for name in names)
         mean, *_ = report.values()
         found.append(
-            f"| {path}{', patches of 4' * ('--patch 4' in command)}, seed {mean['seed']} | "
+            f"| {path}{', patches of 4' * ('--patch 4' in command)}"
+            f"{', anywhere' * ('--anywhere' in command)}, seed {mean['seed']} | "
             f"{mean['training_steps']} | "
             f"{cells('seen', *(f'drawing, {a}' for a in ABILITIES))} | "
             + " | ".join(cells(c, "drawing, mean") for c in ("seen", "unseen", "best of 8"))
