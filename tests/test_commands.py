@@ -104,6 +104,7 @@ def interrupt(keep, trainer, *args):
 
 def test_a_signal_leaves_a_checkpoint_and_resume_goes_on(no_judge, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(train, "bits", lambda *arguments: 1.)       # saves seconds
     before, path = signal.getsignal(signal.SIGTERM), tmp_path / "runs/smoke/model.ckpt"
     arguments = ["--preset", "smoke", *TINY, "--steps", "20", "--val-every", "5"]
     with monkeypatch.context() as patch:
@@ -167,7 +168,8 @@ def test_a_checkpoint_scores_as_after_its_training(no_judge, tmp_path, monkeypat
 
 
 def test_scores_with_other_options_add_up(here, no_judge, monkeypatch):
-    monkeypatch.setattr(train, "bits", lambda *arguments: 1.)                   # saves seconds
+    monkeypatch.setattr(train, "bits", lambda *arguments: 1.)                   # saves seconds,
+    monkeypatch.setattr(train.Digits, "answers", lambda *arguments: [])         # and so does this
     for options in ("--steps 2", "--step euler --steps 3 --guidance 1 --seed 3"):
         options += " --drawings 20 --csv table.csv"
         assert train.main(["score", "runs/smoke/model.ckpt", *options.split()]) == 0
