@@ -22,12 +22,12 @@ import functools
 import itertools
 import math
 import pathlib
-import pickle
 import random
 import re
 import shutil
 import sys
 import warnings
+import zipfile
 
 import lightning as L
 import numpy as np
@@ -75,6 +75,21 @@ def command(main):
 
 # ---------------------------------------------------------------------- what one does with a model
 
+def opened(path):
+    """What is in a checkpoint. InputError: it is not there, damaged, or something else."""
+    if not pathlib.Path(path).is_file():
+        raise InputError(f"there is no checkpoint {path}; train one first: python train.py")
+    try:
+        with zipfile.ZipFile(path) as parts:
+            if parts.testzip():                         # PyTorch does not look at the checksums
+                raise ValueError("its checksums are wrong")
+        saved = dict(torch.load(path, map_location="cpu", weights_only=True))
+        return {k: saved[k] for k in ("state_dict", "hyper_parameters")} | saved
+    except Exception as error:                          # whatever a file can do to these libraries
+        raise InputError(f"{path} is damaged, or no checkpoint of this version of fudoki "
+                         f"({first_line(error)[:99]})") from error
+
+
 def open_model(path=None):
     """The model of a checkpoint and its path, by default the newest under runs/, ready to sample,
     on the GPU if there is one. InputError: none there, damaged, or of something else."""
@@ -82,16 +97,19 @@ def open_model(path=None):
     if path is None and not found:
         raise InputError("no checkpoint under runs/; train one first: python train.py")
     path = pathlib.Path(path or found[-1])
-    if not path.is_file():
-        raise InputError(f"there is no checkpoint {path}; train one first: python train.py")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    saved = opened(path)
     try:
-        model = Fudoki.load_from_checkpoint(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, EOFError, OSError, RuntimeError, KeyError, TypeError,
-            ValueError, AttributeError) as error:
-        raise InputError(f"{path} is damaged, or no checkpoint of this version of fudoki, or "
-                         f"needs a file that is not here ({first_line(error)[:99]})") from error
-    return model.to(device).eval(), path
+        model = Fudoki(**saved["hyper_parameters"])
+        model.load_state_dict(saved["state_dict"])
+        model.eval()
+        if not all(part.isfinite().all() for part in saved["state_dict"].values()):
+            raise ValueError("its weights are not finite")
+        with torch.random.fork_rng():                   # can it be used?
+            list(model.generate(*model.to_fill(1), steps=1))
+    except Exception as error:
+        raise InputError(f"{path} is no checkpoint of this version of fudoki, or needs a file "
+                         f"that is not here ({first_line(error)[:99]})") from error
+    return model.to("cuda" if torch.cuda.is_available() else "cpu"), path
 
 
 def defaults(model, what):

@@ -60,7 +60,7 @@ from tqdm import tqdm
 from fudoki import LOSSES, PATHS, SCHEDULES, TRUNKS, Fudoki, Patches, Text
 from sample import (GAPS, SEED, WRITE, InputError, add_generation, command, defaults, draw, file,
                     first_line, generation, middle_square, named, number, open_model,
-                    open_picture, read, write)
+                    opened, open_picture, read, write)
 
 PRESETS = {         # what they cost and reach: tests/bench/*.csv, README
     "toy": dict(
@@ -100,7 +100,7 @@ HELP = dict(
     drop="how often pictures and captions go without each other, for guidance",
     ask="share of digits with a question and its answer instead of a caption; not with a "
     "backbone; captions of a folder may hold questions of their own: what colour? red",
-    batch="rows per step",
+    batch="rows per step, on every device",
     steps="training steps", max_minutes="minutes after which training ends early, wherever the "
     "learning rate is by then", ema="decay of the averaged weights",
     val_every="steps between validations, sample grids and checkpoints",
@@ -143,13 +143,13 @@ def add_flag(parser, name, default, note):
 
 
 def settings(path):
-    """How the model of a checkpoint was made. InputError: it is not there, or does not say."""
-    if not path.exists():
-        raise InputError(f"nothing to go on from: there is no {path}")
+    """The settings with which a checkpoint was made, and the steps that it has had. InputError: it
+    is not there, damaged, or does not say."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)["callbacks"]["Keep"]["run"]
-    except Exception as error:
-        raise InputError(f"{path} is damaged, or of another version of fudoki") from error
+        saved = opened(path)
+        return saved["callbacks"]["Keep"]["run"], saved["global_step"]
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{path} does not say how it was trained") from error
 
 
 def parse(argv=None):
@@ -176,10 +176,13 @@ def parse(argv=None):
     given = {k: v for k, v in vars(parser.parse_args(argv)).items() if v is not None}
     given = {"preset": "folder" if "data" in given else "toy"} | given
     text, path = PRESETS["text"] if "text" in given else {}, RUNS / given["preset"] / "model.ckpt"
-    saved = settings(path) if given["resume"] else {}
+    if given["resume"] and not path.exists():
+        raise InputError(f"nothing to go on from: there is no {path}")
+    saved, done = settings(path) if given["resume"] else ({}, 0)
     run = argparse.Namespace(**{"data_dir": None} | TRAINER | PRESETS["toy"] | text
                              | PRESETS[given["preset"]] | saved | given)
     run.path_options = saved.get("path_options", {}) | {k: given[k] for k in options if k in given}
+    run.done = done                                 # steps
     for name in set(run.path_options) - set(options_of(run.path)):
         parser.error(f"--{name} is no option of --path {run.path}")
     was = saved | options_of(run.path) | saved.get("path_options", {})
@@ -1092,12 +1095,18 @@ class Muon(torch.optim.AdamW):
         return loss
 
 
-class Order(RandomSampler):
-    """Rows in random order, which a resumed run takes up where it was."""
-    start = 0
+class Share(torch.utils.data.Sampler):
+    """What this rank has of an order of rows, from its row `start` on, where a resumed run is."""
+
+    def __init__(self, order, trainer, start=0):
+        self.order, self.trainer, self.start = order, trainer, start
+
+    def __len__(self):
+        return len(self.order) // self.trainer.world_size
 
     def __iter__(self):
-        return itertools.islice(super().__iter__(), self.start, None)
+        ranks, rank = self.trainer.world_size, self.trainer.global_rank
+        return itertools.islice(self.order, ranks * self.start + rank, None, ranks)
 
 
 class Keep(L.Callback):
@@ -1105,29 +1114,27 @@ class Keep(L.Callback):
     stand before the averaging, so that it draws with the averaged weights and saves both kinds."""
 
     def __init__(self, run, folder):
-        self.run, self.folder, self.fresh, self.noise = run, folder, not run.resume, None
-        self.data, self.signal, self.handlers, self.resumed_at = None, None, {}, math.inf
+        self.run, self.folder, self.fresh = run, folder, not run.resume
+        self.data, self.signal, self.handlers = None, 0, {}
 
     def state_dict(self):
-        """How the model was made, and where its random numbers are."""
-        return dict(run=vars(self.run), cpu=torch.get_rng_state(),
-                    cuda=torch.cuda.get_rng_state_all())
-
-    def load_state_dict(self, state):
-        self.noise = state
+        """How the model was made."""
+        return dict(run=vars(self.run))
 
     def stop(self, number, frame):
         """A signal handler: end after this step."""
-        self.signal, self.trainer.should_stop = number, True
+        self.signal = number
 
     def on_train_start(self, trainer, model):
-        self.trainer, self.resumed_at = trainer, trainer.global_step
         self.ends = time.time() + 60 * self.run.max_minutes
         self.handlers = {n: signal.signal(n, self.stop) for n in (signal.SIGINT, signal.SIGTERM)}
-        if self.noise:
-            torch.set_rng_state(self.noise["cpu"])
-            if len(self.noise["cuda"]) == torch.cuda.device_count():
-                torch.cuda.set_rng_state_all(self.noise["cuda"])
+
+    def on_train_batch_start(self, trainer, model, batch, index):
+        """Noise is a function of seed, step and rank: that of a resumed run is what it would have
+        been."""
+        which = (self.run.seed, trainer.global_step, index % trainer.accumulate_grad_batches,
+                 trainer.global_rank)
+        torch.manual_seed(int(np.random.SeedSequence(which).generate_state(1)[0]))
 
     def check(self, trainer):
         """InputError: the training has gone wrong. What was saved before stays."""
@@ -1136,7 +1143,13 @@ class Keep(L.Callback):
                              "lower --lr")
 
     def on_train_batch_end(self, trainer, model, outputs, batch, index):
-        trainer.should_stop |= time.time() > self.ends
+        """What ends one rank ends all, after a whole step."""
+        wanted = torch.tensor([self.signal, time.time() > self.ends])
+        if trainer.world_size > 1:
+            wanted = trainer.strategy.reduce(wanted.to(model.device), reduce_op="max")
+        self.signal, late = wanted.tolist()
+        whole = (index + 1) % trainer.accumulate_grad_batches == 0
+        trainer.should_stop |= whole and bool(self.signal or late)
         if trainer.global_step % 20 == 0:
             self.check(trainer)
 
@@ -1165,9 +1178,8 @@ class Keep(L.Callback):
                     path.replace(self.folder / "previous.ckpt")
                 new.replace(path)
         except OSError as error:
-            raise InputError(f"{path} cannot be written: {error}") from error
-        finally:
             new.unlink(missing_ok=True)
+            raise InputError(f"{path} cannot be written: {error}") from error
         self.fresh = False
 
     def on_train_end(self, trainer, model):
@@ -1198,6 +1210,7 @@ def make_trainer(run, keep):
             **{name: getattr(run, name) for name in TRAINER}, max_steps=run.steps,
             gradient_clip_val=1.0, num_sanity_val_steps=0, check_val_every_n_epoch=None,
             val_check_interval=run.val_every * run.accumulate_grad_batches,
+            use_distributed_sampler=False,              # see Share
             enable_model_summary=False, enable_checkpointing=False, log_every_n_steps=50,
             logger=CSVLogger(keep.folder, "log"),
             callbacks=[TQDMProgressBar(refresh_rate=10), keep,
@@ -1215,20 +1228,19 @@ def fit(trainer, keep, model, data, run):
         training, held_out = data.tokens(model)
     except ValueError as error:
         raise InputError(f"{data.origin} does not fit the model: {error}") from error
-    rows = run.batch * run.accumulate_grad_batches      # of a step
-    order = Order(training, num_samples=run.steps * rows,
-                  generator=torch.Generator().manual_seed(run.seed))
+    rows = run.batch * run.accumulate_grad_batches      # of a step, on each of the ranks
+    ranks, n = trainer.num_devices * trainer.num_nodes, len(held_out)
     path = keep.folder / "model.ckpt" if run.resume else None
-    if path:
-        order.start = rows * torch.load(path, map_location="cpu", weights_only=True)[
-            "global_step"]
-    loaders = (DataLoader(training, run.batch, sampler=order, **same),
-               DataLoader(held_out, max(1, len(held_out) // 10), **same))
+    order = RandomSampler(training, num_samples=run.steps * rows * ranks,
+                          generator=torch.Generator().manual_seed(run.seed))
+    every = [i % n for i in range(ranks * max(10, n // ranks))]         # at least ten for a rank
+    loaders = (
+        DataLoader(training, run.batch, sampler=Share(order, trainer, run.done * rows), **same),
+        DataLoader(held_out, 10 * run.batch, sampler=Share(every, trainer), **same))
     started, model.optimizer = time.time(), Muon
     trainer.fit(model.train(), *loaders, ckpt_path=path, weights_only=True)
     model.to(trainer.strategy.root_device).eval()       # Lightning hands it back on the CPU
-    steps = max(0, trainer.global_step - keep.resumed_at)
-    return steps * rows / (time.time() - started)
+    return (trainer.global_step - run.done) * rows * ranks / (time.time() - started)
 
 
 def report(model, data, run, options, file, **same):
@@ -1295,8 +1307,8 @@ def score(argv):
     """The report of a checkpoint with any options of generation, without training."""
     given = parse_score(argv)
     model, path = open_model(given.checkpoint)
-    run = argparse.Namespace(**PRESETS["toy"] | settings(path))
-    steps = torch.load(path, map_location="cpu", weights_only=True)["global_step"]
+    saved, steps = settings(path)
+    run = argparse.Namespace(**PRESETS["toy"] | saved)
     for name in ("data_dir", "data", "text", "drawings"):
         setattr(run, name, getattr(given, name) or getattr(run, name))
     if given.guidance and "image" not in model.tokens:

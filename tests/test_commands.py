@@ -9,6 +9,7 @@ import shutil
 import signal
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -96,10 +97,23 @@ def test_checkpoint_holds_all_of_the_averaged_model(here):
     assert (again == grid).mean() > 0.999
 
 
-def interrupt(keep, trainer, *args):
-    """In the place of Keep.on_train_batch_end: a signal after seven steps."""
-    if trainer.global_step == 7:
-        signal.raise_signal(signal.SIGTERM)
+class Killed(BaseException):
+    """As far as a training is concerned, SIGKILL: nothing is saved any more."""
+
+
+def interrupt(how):
+    """Another Keep.on_train_batch_end: a signal or the end after seven steps."""
+    own = train.Keep.on_train_batch_end
+
+    def on_train_batch_end(keep, trainer, *others):
+        if trainer.global_step == 7:
+            how()
+        own(keep, trainer, *others)
+    return on_train_batch_end
+
+
+def killed():
+    raise Killed
 
 
 def test_a_signal_leaves_a_checkpoint_and_resume_goes_on(no_judge, tmp_path, monkeypatch, capsys):
@@ -108,7 +122,8 @@ def test_a_signal_leaves_a_checkpoint_and_resume_goes_on(no_judge, tmp_path, mon
     before, path = signal.getsignal(signal.SIGTERM), tmp_path / "runs/smoke/model.ckpt"
     arguments = ["--preset", "smoke", *TINY, "--steps", "20", "--val-every", "5"]
     with monkeypatch.context() as patch:
-        patch.setattr(train.Keep, "on_train_batch_end", interrupt)
+        patch.setattr(train.Keep, "on_train_batch_end", interrupt(
+            lambda: signal.raise_signal(signal.SIGTERM)))
         assert train.main(arguments) == 0
     assert "--resume" in capsys.readouterr().out and signal.getsignal(signal.SIGTERM) is before
     stopped = torch.load(path, weights_only=True)
@@ -125,13 +140,57 @@ def test_a_signal_leaves_a_checkpoint_and_resume_goes_on(no_judge, tmp_path, mon
     more = torch.load(path, weights_only=True)
     assert more["global_step"] == 30
     assert (more["state_dict"]["net.free"] != again["state_dict"]["net.free"]).any()
-    # without a break it would have become the same: same order, same noise
+    # without a break it would have become the same: same order, same noise; and if it is killed
     assert train.main(arguments) == 0
     whole = torch.load(path, weights_only=True)
     assert (tmp_path / "runs/smoke/previous.ckpt").exists()
-    for kind in ("state_dict", "current_model_state"):
-        for k, v in whole[kind].items():
-            assert torch.equal(v, ended[kind][k]), (kind, k)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(train.Keep, "on_train_batch_end", interrupt(killed))
+        train.main(arguments)
+    assert torch.load(path, weights_only=True)["global_step"] == 5
+    path.with_suffix(".part").write_text("what was written when it was killed")
+    assert train.main([*arguments, "--resume"]) == 0 and not path.with_suffix(".part").exists()
+    for other in (ended, torch.load(path, weights_only=True)):
+        for kind in ("state_dict", "current_model_state"):
+            for k, v in whole[kind].items():
+                assert torch.equal(v, other[kind][k]), (kind, k)
+
+
+def test_ranks_share_the_rows_and_a_resumed_run_goes_on_where_it_was():
+    order = list("abcdefghijkl")
+    for ranks in (1, 2, 3):
+        trainers = [SimpleNamespace(world_size=ranks, global_rank=rank) for rank in range(ranks)]
+        for start in (0, 2):
+            shares = [train.Share(order, trainer, start) for trainer in trainers]
+            assert [row for rows in zip(*shares) for row in rows] == order[start * ranks:]
+            assert {len(share) for share in shares} == {12 // ranks}
+
+
+def test_two_processes_are_one_training(tmp_path, monkeypatch):
+    """The ranks end with the same weights, bit for bit, see other rows and other noise, all noise
+    levels when they validate, and end together."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(train, "report", lambda *arguments, **same: None)
+    begin, seen = train.Keep.on_train_batch_start, []
+
+    def watch(keep, trainer, model, batch, index):
+        begin(keep, trainer, model, batch, index)
+        seen.append((batch["image"], torch.get_rng_state()))
+        if index == 8 and trainer.global_rank == 1:
+            signal.raise_signal(signal.SIGTERM)
+
+    def end(keep, trainer, model):
+        levels = [k for k in trainer.callback_metrics if k.startswith("val_image_loss_t")]
+        torch.save((seen, levels, model.state_dict()), f"{trainer.global_rank}.pt")
+    monkeypatch.setattr(train.Keep, "on_train_batch_start", watch)
+    monkeypatch.setattr(train.Keep, "on_train_end", end)
+    assert train.main(["--preset", "smoke", *TINY, "--steps", "12", "--val-every", "4", "--batch",
+                       "8", "--devices", "2", "--accelerator", "cpu", "--strategy",
+                       "ddp_fork"]) == 0
+    (a, levels, weights), (b, _, others) = (torch.load(f"{i}.pt") for i in (0, 1))
+    assert len(a) == len(b) == 9 and len(levels) == 10
+    assert not any((x == y).all() for one, two in zip(a, b) for x, y in zip(one, two))
+    assert all(torch.equal(v, others[k]) for k, v in weights.items())
 
 
 @pytest.mark.parametrize("arguments, says", [

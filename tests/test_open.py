@@ -1,4 +1,7 @@
 """What coursework opens, done from outside of fudoki.py: each is one place, or two."""
+import math
+import random
+
 import pytest
 import torch
 from test_model import batch, small
@@ -16,6 +19,41 @@ def saved(model, path):
     torch.save({"state_dict": model.state_dict(), "hyper_parameters": dict(model.hparams),
                 "pytorch-lightning_version": "2.6.6"}, path)
     return sample.open_model(path)[0].cpu()
+
+
+def test_a_checkpoint_opens_as_it_was_or_is_refused_in_one_line(tmp_path):
+    """Whatever happened to it: bytes that changed, hyperparameters and weights that cannot be."""
+    path, rng, model = tmp_path / "model.ckpt", random.Random(0), small()
+    saved(model, path)
+    whole, same = path.read_bytes(), 0
+    for _ in range(60):
+        bytes_ = bytearray(whole)
+        bytes_[rng.randrange(len(whole))] ^= 1 << rng.randrange(8)
+        path.write_bytes(bytes_)
+        try:
+            again = sample.open_model(path)[0].state_dict()
+        except sample.InputError as error:
+            assert "\n" not in str(error) and "model.ckpt is" in str(error)
+        else:
+            same += 1                                       # of a part that says nothing
+            assert all(torch.equal(v.cpu(), again[k].cpu())
+                       for k, v in model.state_dict().items())
+    assert same < 30
+    torch.save(torch.zeros(3), path)
+    with pytest.raises(sample.InputError, match="is damaged"):
+        sample.open_model(path)
+    for name, options in (("trunk_options", dict(width=32, depth=1, heads=-1)), ("path", "x y"),
+                          ("trunk_options", dict(width=32, depth=1, heads=math.nan)),
+                          ("tokens", dict(model.hparams.tokens) | {"text": ["{}", 4]}),
+                          ("tokens", dict(model.hparams.tokens) | {"image": [[], 0, 0]})):
+        torch.save({"state_dict": model.state_dict(),
+                    "hyper_parameters": dict(model.hparams) | {name: options}}, path)
+        with pytest.raises(sample.InputError, match="is no checkpoint"):
+            sample.open_model(path)
+    with torch.no_grad():
+        model.net.free[0] = math.nan
+    with pytest.raises(sample.InputError, match="weights are not finite"):
+        saved(model, path)
 
 
 class Blend(fudoki.Path):
@@ -119,6 +157,7 @@ def test_time_as_an_input_and_a_trunk_of_ones_own(monkeypatch, tmp_path):
     assert train.parse(["--trunk", "timed"]).trunk == "timed"
     seen, x = [], batch(2)
     model = saved(small(trunk="timed"), tmp_path / "model.ckpt")
+    seen.clear()                                            # what opening it has tried
     model.loss(x, model.mark_free(x, "image"), torch.tensor([0.2, 0.7]).view(2, 1, 1))
     list(model.generate(x, model.mark_free(x, "image"), steps=2, guidance=2.))
     list(model.generate(x, model.mark_free(x, "image"), steps=3, late=2., t=0.1))
@@ -139,7 +178,7 @@ def test_a_loss_of_ones_own_trains_and_the_report_compares_cross_entropies(monke
         model.validation_step(batch(64), 4)
     a, b = logged[:len(logged) // 2], logged[len(logged) // 2:]
     assert b[0]["loss"] < 0.7 * a[0]["loss"]
-    assert [v for v in a[1:]] == [v for v in b[1:]] and len(a) == 5
+    assert [v for v in a[1:]] == [v for v in b[1:]] and len(a) == 1 + 10 * 2 * 2
 
 
 def test_a_step_that_wants_the_posterior(monkeypatch):
