@@ -120,12 +120,12 @@ class MetricPath(Path):
         self.exponent, self.rounding = exponent, 1e-5 * self.square.max().item()
         self.beta = SCHEDULES[schedule](self, frequency)
 
-    def distance(self, x_1):            # d(x, x₁) = ‖e_x − e_{x₁}‖^exponent; what is smaller than
-        if not self.embedding.shape[1]:                         # float32 can tell, is 0
+    def distance(self, x_1):            # d(x, x₁) = ‖e_x − e_{x₁}‖^exponent
+        if not self.embedding.shape[1]:
             return 1. - self.one_hot(x_1).float()
-        d = F.linear(-2 * self.embedding[x_1], self.embedding, self.square)     # ‖e_x − e_{x₁}‖²
-        d += self.square[x_1, None]
-        return d.where(d > self.rounding, 0.) ** (self.exponent / 2)
+        d = F.linear(-2 * self.embedding[x_1], self.embedding, self.square)
+        d += self.square[x_1, None]                             # ‖e_x − e_{x₁}‖², and what is
+        return F.threshold_(d, self.rounding, 0.).pow_(self.exponent / 2)   # of rounding size, 0
 
     def logits(self, x_1, t):           # ℓ_t(x | x₁) = −β_t d(x, x₁)
         return -self.beta(t) * self.distance(x_1)
@@ -238,7 +238,7 @@ def growth(path, x_t, x_1, t):
     """p_t(x) and ∂_t ℓ_t(x) − ∂_t ℓ_t(x_t), (…, V) each, for 0 < t < 1. The normaliser of ℓ
     cancels in the difference, which is 0 where p_t(x_t | x₁) = 0: such a token stays."""
     l, dl = torch.func.jvp(lambda t: path.logits(x_1, t), (t,), (torch.ones_like(t),))
-    return l.softmax(-1), torch.where(entry(l, x_t) > -torch.inf, dl - entry(dl, x_t), 0.)
+    return l.softmax(-1), (dl - entry(dl, x_t)).masked_fill_(entry(l, x_t) == -torch.inf, 0.)
 
 
 def kinetic_optimal(path, x_t, x_1, t):
@@ -269,9 +269,9 @@ def euler(path, x_t, x_1, t, s, velocity=kinetic_optimal):
     return torch.where(jump, categorical(u), x_t)
 
 
-def log_exp(like):
-    """log E with E = −log U ~ Exp(1), in the shape of `like`; finite, since 1e-8 ≤ U < 1."""
-    return torch.rand_like(like).clamp_(min=1e-8).log_().neg_().log_()
+def exp_1(like):
+    """E = −log U ~ Exp(1) in the shape of `like`; above 0, since U < 1, and finite."""
+    return torch.rand_like(like).clamp_(min=1e-8).log_().neg_()
 
 
 @rowwise
@@ -282,12 +282,12 @@ def race(path, x_t, x_1, t, s):
     overtaken by x at rate p_t(x) [∂ℓ_t(x) − ∂ℓ_t(x_t)]₊: the kinetic-optimal velocity. So draw the
     E_x given who leads at t, and see who leads at s. No derivative, nothing singular at 0 or 1.
     """
-    l_t, l_s = path.logits(x_1, t).log_softmax(-1), path.logits(x_1, s)
-    tau = log_exp(l_t[..., :1])                                 # log arrival of the leader at t;
-    score = l_s - torch.logaddexp(l_t + tau, log_exp(l_t))      # all others arrive after it
-    score.scatter_(-1, x_t[..., None], entry(l_s, x_t) - entry(l_t, x_t) - tau)
-    possible = entry(l_t, x_t)[..., 0] > -torch.inf             # x₁ was drawn anew: x_t stays
-    return torch.where(possible, score.argmax(-1), x_t)
+    l_t, l_s = (path.logits(x_1, time).log_softmax(-1) for time in (t, s))
+    here, tau = entry(l_t, x_t), exp_1(l_t[..., :1])            # at t the leader arrives at τ, all
+    arrival = (tau * l_t.exp() + exp_1(l_t)) / l_s.exp()        # others later; this is at s
+    arrival.scatter_(-1, x_t[..., None], tau * (here - entry(l_s, x_t)).exp())
+    possible = here[..., 0] > -torch.inf                        # x₁ was drawn anew: x_t stays
+    return torch.where(possible, arrival.argmin(-1), x_t)
 
 
 def renoise(path, x_t, x_1, t, s):

@@ -118,7 +118,7 @@ def race():
     for seed in range(100):                                 # the first with two overtakings
         if len(leader.unique_consecutive()) < 3 or leader[0] != leader[40]:
             torch.manual_seed(seed)
-            arrival = fudoki.log_exp(torch.empty(5)) - p(LINE, 3, t).log()
+            arrival = fudoki.exp_1(torch.empty(5)).log() - p(LINE, 3, t).log()
             leader = arrival.argmin(1)
     figure, axis = plt.subplots(figsize=(6, 3.4))
     for x, line in enumerate(arrival.T):
