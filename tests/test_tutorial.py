@@ -121,6 +121,25 @@ def test_samples_are_those_of_the_study():
         assert any(row[0] == start and row[1].startswith(text) for row in found), start
 
 
+def test_what_the_real_model_learns_is_in_the_study(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "tests" / "bench")
+    import tables
+    text = " ".join(TUTORIAL.read_text().split())
+    real = {(r["start"], r["step"]): r for r in tables.rows("backbone")
+            if r["model"] == "SmolLM2-135M" and r["seed"] == "0"}
+    loss = {k: f"{float(r['loss']):.2f}" for k, r in real.items()}
+    cost = {start: f"{float(real[start, '150']['bits']):.1f}"
+            for start in ("pretrained", "scratch", "noshift")}
+    assert (f"it has {loss['pretrained', '0']}, to which random weights do not come in 150 "
+            f"({loss['scratch', '150']}); after ten it has {loss['pretrained', '10']}, at the end "
+            f"{loss['pretrained', '150']}. A token then costs at most {cost['pretrained']} bits, "
+            f"from random weights {cost['scratch']}.") in text
+    assert (f"it ends with {loss['noshift', '150']} and {cost['noshift']} bits") in text
+    samples = [" ".join(r["sample"].split()) for r in tables.rows("backbone_samples")
+               if (r["model"], r["start"], r["seed"]) == ("SmolLM2-135M", "pretrained", "0")]
+    assert all(samples[i] in text for i in (0, 1, 5))
+
+
 def test_neighbours_are_those_of_the_study():
     found = (ROOT / "tests/bench/neighbours.txt").read_text()
     table = found.index("exponent")
@@ -131,7 +150,7 @@ def test_tables_are_those_of_the_studies(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "tests" / "bench")
     import tables
     lines = (README.read_text() + TUTORIAL.read_text()).splitlines()
-    for table in (tables.reports("smoke"), tables.reports("toy"), tables.scenes(),
+    for table in (tables.reports("smoke"), tables.reports("toy"), tables.scenes(), tables.speed(),
                   tables.trainings(), tables.paths(), tables.options(), tables.parts(),
                   tables.repairs(), tables.revised(), tables.metrics(), tables.more_steps(),
                   tables.tempered(), tables.oracle()):

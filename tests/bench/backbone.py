@@ -30,7 +30,7 @@ import fudoki
 import sample
 import train
 
-AT = 0, 10, 25, 50, 100, 150, 200, 250, 300, 350, 400, 430, 600, 800, 1000
+AT = 0, 5, 10, 25, 50, 100, 150, 200, 250, 300, 350, 400, 430, 600, 800, 1000
 WORDS = dict(pretrained=[], scratch=[], noshift=["--no-shift"], frozen=["--freeze", "0.33"],
              uniform=["--path", "uniform"], marginal=["--path", "marginal"]) | {
     name: ["--exponent", e] for name, e in (("½", "0.5"), ("2", "2"), ("4", "4"))}
@@ -175,14 +175,16 @@ def plot():
     import matplotlib.pyplot as plt
     found = list(csv.DictReader((study.ROOT / "tests/bench/backbone.csv").open()))
     names = list(dict.fromkeys((row["model"], row["text"]) for row in found))
+    colours = {start: f"C{k}" for k, start in enumerate(dict.fromkeys(
+        row["start"] for row in found))}
     figure, axes = plt.subplots(1, len(names), figsize=(5 * len(names), 3.3), squeeze=False)
     for axis, (model, text) in zip(axes[0], names):
         of = [row for row in found if (row["model"], row["text"]) == (model, text)]
-        for k, start in enumerate(dict.fromkeys(row["start"] for row in of)):
+        for start in dict.fromkeys(row["start"] for row in of):
             for seed in sorted({row["seed"] for row in of if row["start"] == start}):
                 mine = [row for row in of if (row["start"], row["seed"]) == (start, seed)]
                 axis.plot([int(r["step"]) for r in mine], [float(r["loss"]) for r in mine],
-                          f"C{k}", label=start if seed == "0" else None)
+                          colours[start], label=start if seed == "0" else None)
         axis.set(title=f"{model}, {text}", xlabel="training steps")
         axis.legend(fontsize=8)
     axes[0, 0].set_ylabel("held-out cross-entropy")

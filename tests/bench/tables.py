@@ -47,6 +47,13 @@ def reports(preset):
     return found
 
 
+def speed():
+    """The tutorial's table of what noise and steps cost at FUDOKI's size."""
+    return [f"| `{r['what']}` | {r['seconds']} ({float(r['seconds']) / float(r['plain_s']):.2f}) "
+            f"| {r['MB']} ({int(r['MB']) / int(r['plain_MB']):.2f}) |".replace("0.", ".")
+            for r in rows("speed") if r["plain_s"]]
+
+
 def scenes():
     """README's table of scenes: its trainings, by ability."""
     found, all_rows = [], rows("scenes")
