@@ -34,7 +34,7 @@ from tokenizers import Tokenizer
 from torch import nn
 
 FAR = 1e30          # β at t = 1: every other token is out of reach, and float32 stays finite
-CHUNK = 2 ** 22     # numbers in one (rows, V) array; more rows than that take turns
+CHUNK = 2 ** 19     # numbers in one (rows, V) array, which a CPU's cache holds; of a GPU, 32 times
 
 
 class Registry(dict):
@@ -187,6 +187,11 @@ def entry(l, x):
     return l.gather(-1, x[..., None])
 
 
+def at_once(V, like):
+    """How many rows of V numbers are computed at a time; more than those take turns."""
+    return max(1, CHUNK * (1 if like.is_cpu else 32) // V)
+
+
 def categorical(p):
     """x ~ p by inverse CDF, p ≥ 0 of any sum: (…, V) -> (…) long. Never a token with p = 0:
     the CDF has to exceed u, and u·sum < sum also after rounding. ValueError: p is not finite."""
@@ -201,7 +206,7 @@ def sample_x_1(p_1t, temperature):
     """x₁ ~ p(x₁ | x_t)^(1/temperature) from its logits, 0 takes the likeliest: (…, V) -> (…)"""
     if temperature < 1e-6:
         return p_1t.argmax(-1)
-    rows = p_1t.flatten(0, -2).split(max(1, CHUNK // p_1t.shape[-1]))
+    rows = p_1t.flatten(0, -2).split(at_once(p_1t.shape[-1], p_1t))
     return torch.cat([categorical((r.float() / temperature).softmax(-1)) for r in rows]
                      ).view(p_1t.shape[:-1])
 
@@ -221,7 +226,7 @@ def rowwise(function):
             a = a.float().expand(*x.shape, a.shape[-1])
             return a.reshape(-1, a.shape[-1]).contiguous()  # for jvp, a time of its own per row
 
-        n = max(1, CHUNK // len(path.embedding))
+        n = at_once(len(path.embedding), x)
         with torch.autocast(x.device.type, enabled=False):
             chunks = zip(*(rows(a).split(n) for a in (x, *others)))
             return torch.cat([function(path, *c, **options) for c in chunks]).view(x.shape)
@@ -283,8 +288,9 @@ def race(path, x_t, x_1, t, s):
     E_x given who leads at t, and see who leads at s. No derivative, nothing singular at 0 or 1.
     """
     l_t, l_s = (path.logits(x_1, time).log_softmax(-1) for time in (t, s))
+    p_t, p_s = l_t.softmax(-1), l_s.softmax(-1)                 # exp of them, only quicker
     here, tau = entry(l_t, x_t), exp_1(l_t[..., :1])            # at t the leader arrives at τ, all
-    arrival = (tau * l_t.exp() + exp_1(l_t)) / l_s.exp()        # others later; this is at s
+    arrival = (tau * p_t + exp_1(p_t)) / p_s                    # others later; this is at s
     arrival.scatter_(-1, x_t[..., None], tau * (here - entry(l_s, x_t)).exp())
     possible = here[..., 0] > -torch.inf                        # x₁ was drawn anew: x_t stays
     return torch.where(possible, arrival.argmin(-1), x_t)
@@ -344,7 +350,7 @@ def bound(path, p_1t, x_1, x_t, t, velocity=time_reversal):
     V, X = p.shape[-1], len(path.embedding)
     every, cost = torch.arange(V, device=p.device), p.new_empty(2, len(p))
     impossible = (path.logits(every, p.new_full((V, 1), t)) == -torch.inf).float()      # (x₁, z)
-    for some in noisy.unique().split(max(1, CHUNK // (V * X))):
+    for some in noisy.unique().split(8 * at_once(V * X, p)):
         u_all = velocity(path, some.repeat_interleave(V), every.repeat(len(some)),
                          p.new_full((len(some) * V, 1), t)).view(-1, V, X)          # (z, x₁, x)
         for z, u_z in zip(some, u_all):

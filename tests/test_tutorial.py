@@ -212,6 +212,8 @@ def test_numbers_in_the_prose_are_those_of_the_study(monkeypatch):
         for which in (("mask", "even"), ("metric", "even"), ("metric", "late"))))
     assert f"{mask} of its drawings are right after 8 steps" in text
     assert f"{even} even and {late} late" in text
+    call, race = (float(r["seconds"]) for r in tables.rows("growth")[1:3])
+    assert f"takes {race / call:.2f} of a network call".replace("0.", ".") in text
     far = tables.repair("image", "0.2", "state", "0.9", "metric")[0]
     assert f"and repairs {far:.2f}".replace("0.", ".") in text
     told = [tables.repair("image", "0.2", "told", "0.0", name)[0] for name in tables.PATHS]

@@ -1,24 +1,30 @@
-"""What noise and steps cost at FUDOKI's size, beside a plain way to write the same: seconds, the
-median of interleaved repeats, and extra memory; writes speed.csv (Linux, one thread):
+"""What noise, steps and training cost beside a plain way to write the same, and how that grows:
+seconds, medians of interleaved repeats, and extra memory (Linux, one thread):
 
-    OMP_NUM_THREADS=1 python tests/bench/speed.py
+    OMP_NUM_THREADS=1 python tests/bench/speed.py           speed.csv, two minutes
+    OMP_NUM_THREADS=1 python tests/bench/speed.py growth    growth.csv and figures/growth.png
 """
 import csv
+import math
 import ctypes
 import os
 import statistics
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
+import lightning as L
 import study                    # first: it puts the project on the path
 import torch
 import torch.nn.functional as F
 
 import fudoki
+import train
 
-REPEATS, T, S = 7, 0.4, 0.5
+REPEATS, T, S = 5, 0.4, 0.5
 PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -31,8 +37,10 @@ def peak(function):
         nonlocal most
         while not done.wait(0.002):
             most = max(most, resident() - before)
-    ctypes.CDLL(None).mallopt(-3, 1_000_000)            # glibc: give large arrays back at once,
-    before, most, done = resident(), 0, threading.Event()       # which costs time, so time first
+    glibc = ctypes.CDLL(None)
+    glibc.mallopt(-3, 1_000_000)                        # give large arrays back at once, which
+    glibc.malloc_trim(0)                                # costs time: so time first
+    before, most, done = resident(), 0, threading.Event()
     thread = threading.Thread(target=watch)
     thread.start()
     function()
@@ -75,26 +83,114 @@ def calls(V, D, rows):
         for name, move in moves.items()}
 
 
-def main():
-    torch.manual_seed(0)
-    torch.set_num_threads(1)
-    pairs = calls(16_384, 8, 1152)
-    seconds = {(what, i): [] for what in pairs for i in (0, 1)}
-    for _ in range(REPEATS):
-        for (what, i), times in seconds.items():
+def seconds(calls, repeats=REPEATS):
+    """Medians of interleaved repeats of {name: function}, the first of which does not count."""
+    times = {name: [] for name in calls}
+    for _ in range(repeats + 1):
+        for name, call in calls.items():
             begin = time.perf_counter()
-            pairs[what][i]()
-            times.append(time.perf_counter() - begin)
+            call()
+            times[name].append(time.perf_counter() - begin)
+    return {name: statistics.median(took[1:]) for name, took in times.items()}
+
+
+def training(steps):
+    """(ours, the plain way): so many steps of training of the toy, by Lightning, and a loop with
+    the same network, optimiser and clipping on tokens that are noisy already."""
+    run = train.parse(["--preset", "smoke", "--patch", "4", "--width", "96", "--depth", "4",
+                       "--heads", "3", "--steps", str(steps), "--val-every", str(10 * steps)])
+    train.quietly(run)
+    data = train.Digits(run)
+    model = data.build(run)
+    keep = train.Keep(run, Path(tempfile.mkdtemp()))
+    keep.save = lambda trainer: None
+    tokens, _ = data.tokens(model)
+
+    def bare():
+        model.trainer = SimpleNamespace(estimated_stepping_batches=steps)
+        model.optimizer = train.Muon
+        (optimizer,), _ = model.train().configure_optimizers()
+        for _ in range(steps):
+            x = tokens.__getitems__(torch.randint(len(tokens), (run.batch,)))
+            free, _ = model.task(x)
+            loss = sum(F.cross_entropy(l[free[m]], x[m][free[m]])
+                       for m, l in model.net(x, free, T).items())
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.)
+            optimizer.step()
+    return lambda: train.fit(train.make_trainer(run, keep), keep, model, data, run), bare
+
+
+def beside_a_plain_way():
+    """speed.csv"""
+    pairs = calls(16_384, 8, 1152)
+    took = seconds({(what, i): pair[i] for what, pair in pairs.items() for i in (0, 1)})
+    toy = seconds(dict(enumerate(training(60))), 5)
     with (study.ROOT / "tests/bench/speed.csv").open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["V", "D", "rows", "what", "seconds", "plain_s", "MB", "plain_MB"])
         for what, pair in pairs.items():
-            took = [f"{statistics.median(seconds[what, i]):.3f}" for i in (0, 1)]
-            writer.writerow([16_384, 8, 1152, what, *took, *(peak(f) for f in pair)])
+            writer.writerow([16_384, 8, 1152, what, *(f"{took[what, i]:.3f}" for i in (0, 1)),
+                             *(peak(f) for f in pair)])
         for what, (ours, _) in calls(150_000, 64, 512).items():
             writer.writerow([150_000, 64, 512, what, "", "", peak(ours), ""])
+        writer.writerow(["", "", "", "training", *(f"{toy[i] / 60:.3f}" for i in (0, 1)), "", ""])
     print((study.ROOT / "tests/bench/speed.csv").read_text())
 
 
+def growth():
+    """growth.csv: pictures only, 16 rows, the toy's network unless it says otherwise."""
+    file = study.ROOT / "tests/bench/growth.csv"
+    toy, rows = dict(codes=256, tokens=49, width=96), ["what,codes,tokens,width,seconds"]
+    sizes = dict(codes=(256, 1024, 4096, 16_384), tokens=(49, 196, 784), width=(96, 192, 384))
+    for V, N, width in dict.fromkeys(tuple((toy | {name: value}).values())
+                                     for name, values in sizes.items() for value in values):
+        model = fudoki.Fudoki({"image": (torch.randn(V, 16), 4, 4 * math.isqrt(N))},
+                              trunk_options=dict(width=width, depth=4, heads=width // 32))
+        x_1 = {"image": torch.randint(V, (16, N))}
+        free, path = model.mark_free(x_1, "image"), model.paths["image"]
+        x_t = model.corrupt(x_1, free, T)
+        optimizer = torch.optim.AdamW(model.parameters())
+
+        def step():
+            optimizer.zero_grad()
+            model.loss(x_1, free)[0].backward()
+            optimizer.step()
+
+        took = seconds({"a training step": step,
+                        "a network call": torch.no_grad()(lambda: model.net(x_t, free, T)),
+                        "a step of the race": lambda: fudoki.race(
+                            path, x_t["image"], x_1["image"], T, S)})
+        rows += [f"{what},{V},{N},{width},{s:.5f}" for what, s in took.items()]
+    file.write_text("\n".join(rows) + "\n")
+    plot(list(csv.DictReader(file.open())), toy)
+
+
+def plot(rows, toy):
+    """figures/growth.png, with the exponent between the last two of each line."""
+    import matplotlib
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    figure, axes = plt.subplots(1, 3, figsize=(11, 3.2), sharey=True)
+    for axis, name in zip(axes, toy):
+        for what in dict.fromkeys(row["what"] for row in rows):
+            line = sorted({(int(row[name]), float(row["seconds"])) for row in rows
+                           if row["what"] == what and all(int(row[other]) == toy[other]
+                                                          for other in toy if other != name)})
+            (a, b), (c, d) = line[-2:]
+            slope = math.log(d / b) / math.log(c / a)
+            axis.loglog(*zip(*line), "o-", label=f"{what}, {slope:.1f}")
+        axis.set(xlabel=name, xticks=[x for x, _ in line], xticklabels=[x for x, _ in line])
+        axis.minorticks_off()
+        axis.legend(fontsize=8)
+    axes[0].set_ylabel("seconds, 16 rows")
+    plt.tight_layout()
+    plt.savefig(study.ROOT / "figures" / "growth.png", dpi=110)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    L.seed_everything(0, verbose=False)
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)                      # as all commands do
+    sys.exit(growth() if sys.argv[1:] == ["growth"] else beside_a_plain_way())

@@ -48,9 +48,11 @@ def reports(preset):
 
 
 def speed():
-    """The tutorial's table of what noise and steps cost at FUDOKI's size."""
-    return [f"| `{r['what']}` | {r['seconds']} ({float(r['seconds']) / float(r['plain_s']):.2f}) "
-            f"| {r['MB']} ({int(r['MB']) / int(r['plain_MB']):.2f}) |".replace("0.", ".")
+    """The tutorial's table of what noise, steps and training cost."""
+    def cell(a, b, digits):
+        return f"{float(a):.{digits}f} ({float(a) / float(b):.2f})" if b else ""
+    return [f"| {r['what']} | {cell(r['seconds'], r['plain_s'], 3)} | "
+            f"{cell(r['MB'], r['plain_MB'], 0)} |".replace("|  |", "| |").replace("0.", ".")
             for r in rows("speed") if r["plain_s"]]
 
 
