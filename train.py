@@ -152,9 +152,8 @@ def settings(path):
         raise InputError(f"{path} does not say how it was trained") from error
 
 
-def parse(argv=None):
-    """The settings of a run: the preset's, or those of the checkpoint to be resumed, overridden by
-    flags. What the model was made with cannot be."""
+def flags(argv):
+    """The parser of all settings, and what paths may be told: {name: (default, path)}."""
     parser = argparse.ArgumentParser(description=__doc__, prog="train.py", allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", choices=PRESETS, help="default: toy, or folder for --data")
@@ -173,6 +172,13 @@ def parse(argv=None):
     for name, value in TRAINER.items():
         parser.add_argument("--" + name.replace("_", "-"), type=type(value),
                             help=f"of Lightning's Trainer (default: {value})")
+    return parser, options
+
+
+def parse(argv=None):
+    """The settings of a run: the preset's, or those of the checkpoint to be resumed, overridden by
+    flags. What the model was made with cannot be."""
+    parser, options = flags(argv)
     given = {k: v for k, v in vars(parser.parse_args(argv)).items() if v is not None}
     given = {"preset": "folder" if "data" in given else "toy"} | given
     text, path = PRESETS["text"] if "text" in given else {}, RUNS / given["preset"] / "model.ckpt"

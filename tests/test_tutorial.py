@@ -153,7 +153,7 @@ def test_tables_are_those_of_the_studies(monkeypatch):
     for table in (tables.reports("smoke"), tables.reports("toy"), tables.scenes(), tables.speed(),
                   tables.trainings(), tables.paths(), tables.options(), tables.parts(),
                   tables.repairs(), tables.revised(), tables.metrics(), tables.more_steps(),
-                  tables.tempered(), tables.oracle()):
+                  tables.tempered(), tables.oracle(), tables.noises()):
         for row in table:
             assert row in lines, row
 

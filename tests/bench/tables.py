@@ -56,6 +56,18 @@ def speed():
             for r in rows("speed") if r["plain_s"]]
 
 
+def noises():
+    """The tutorial's table of paths for the words of a real language model: bits of a token."""
+    found = []
+    for start, name in {"uniform": "uniform", "½": "metric, ½", "pretrained": "metric, 1",
+                        "2": "metric, 2", "4": "metric, 4"}.items():
+        some = [r for r in rows("backbone") if (r["model"], r["text"], r["start"], r["step"]) == (
+            "SmolLM2-135M", "tinystories_sample", start, "150")]
+        found.append(f"| {name} | {', '.join(r['loss'][:4] for r in some)} | "
+                     f"{', '.join(format(float(r['bits']), '.1f') for r in some)} |")
+    return found
+
+
 def scenes():
     """README's table of scenes: its trainings, by ability."""
     found, all_rows = [], rows("scenes")
