@@ -125,16 +125,20 @@ def test_what_the_real_model_learns_is_in_the_study(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "tests" / "bench")
     import tables
     text = " ".join(TUTORIAL.read_text().split())
-    real = {(r["start"], r["step"]): r for r in tables.rows("backbone")
-            if r["model"] == "SmolLM2-135M" and r["seed"] == "0"}
-    loss = {k: f"{float(r['loss']):.2f}" for k, r in real.items()}
-    cost = {start: f"{float(real[start, '150']['bits']):.1f}"
-            for start in ("pretrained", "scratch", "noshift")}
-    assert (f"it has {loss['pretrained', '0']}, to which random weights do not come in 150 "
-            f"({loss['scratch', '150']}); after ten it has {loss['pretrained', '10']}, at the end "
-            f"{loss['pretrained', '150']}. A token then costs at most {cost['pretrained']} bits, "
-            f"from random weights {cost['scratch']}.") in text
-    assert (f"it ends with {loss['noshift', '150']} and {cost['noshift']} bits") in text
+    real = {(r["start"], r["step"], r["seed"]): r for r in tables.rows("backbone")
+            if r["model"] == "SmolLM2-135M" and r["text"] == "tinystories_sample"}
+
+    def pair(start, step, what="loss", digits=2):
+        first, second = (f"{float(real[start, step, seed][what]):.{digits}f}" for seed in "01")
+        return f"{first} ({second})"
+    assert (f"it has {pair('pretrained', '0')}, to which random weights do not come in 150: "
+            f"{pair('scratch', '150')}. After ten it has {pair('pretrained', '10')}, at the end "
+            f"{pair('pretrained', '150')}. A token then costs at most "
+            f"{pair('pretrained', '150', 'bits', 1)} bits, from random weights "
+            f"{pair('scratch', '150', 'bits', 1)}.") in text
+    noshift = real["noshift", "150", "0"]
+    assert (f"it ends with {float(noshift['loss']):.2f} and {float(noshift['bits']):.1f} bits"
+            ) in text
     samples = [" ".join(r["sample"].split()) for r in tables.rows("backbone_samples")
                if (r["model"], r["start"], r["seed"]) == ("SmolLM2-135M", "pretrained", "0")]
     assert all(samples[i] in text for i in (0, 1, 5))

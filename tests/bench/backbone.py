@@ -3,7 +3,7 @@ the bits of a token, from its weights and from random ones:
 
     python tests/bench/backbone.py --lm FOLDER --text FILE [START …] [--seeds 2]
     python tests/bench/backbone.py --lm FOLDER --text FILE --neighbours
-    python tests/bench/backbone.py --plot
+    python tests/bench/backbone.py --plot           of one path: loss depends on the noise
 
 START is one of these words or several, joined by +: pretrained, scratch (random weights; the
 metric is the pretrained one's always), noshift, frozen (its words stay for a third of the steps),
@@ -173,7 +173,8 @@ def plot():
     import matplotlib
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
-    found = list(csv.DictReader((study.ROOT / "tests/bench/backbone.csv").open()))
+    found = [row for row in csv.DictReader((study.ROOT / "tests/bench/backbone.csv").open())
+             if {*row["start"].split("+")} <= {"pretrained", "scratch", "noshift", "frozen"}]
     names = list(dict.fromkeys((row["model"], row["text"]) for row in found))
     colours = {start: f"C{k}" for k, start in enumerate(dict.fromkeys(
         row["start"] for row in found))}
