@@ -136,6 +136,8 @@ def test_what_the_real_model_learns_is_in_the_study(monkeypatch):
             f"{pair('pretrained', '150')}. A token then costs at most "
             f"{pair('pretrained', '150', 'bits', 1)} bits, from random weights "
             f"{pair('scratch', '150', 'bits', 1)}.") in text
+    assert "{:.1f} and {:.1f} bits, along its time reversal".format(*(
+        float(real["uniform", "150", seed]["bits_reversal"]) for seed in "01")) in text
     noshift = real["noshift", "150", "0"]
     assert (f"it ends with {float(noshift['loss']):.2f} and {float(noshift['bits']):.1f} bits"
             ) in text
