@@ -63,7 +63,7 @@ def noises():
                         "2": "metric, 2", "4": "metric, 4"}.items():
         some = [r for r in rows("backbone") if (r["model"], r["text"], r["start"], r["step"]) == (
             "SmolLM2-135M", "tinystories_sample", start, "150")]
-        found.append(f"| {name} | {', '.join(r['loss'][:4] for r in some)} | "
+        found.append(f"| {name} | {', '.join(format(float(r['loss']), '.2f') for r in some)} | "
                      f"{', '.join(format(float(r['bits']), '.1f') for r in some)} |")
     return found
 
