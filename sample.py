@@ -57,7 +57,7 @@ def command(main):
         for stream in (sys.stdout, sys.stderr):
             if hasattr(stream, "reconfigure"):          # a notebook's has none
                 stream.reconfigure(errors="replace")
-        torch.set_flush_denormal(True)                  # below 1e-38 is 0: all else is slow
+        torch.set_flush_denormal(True)                  # numbers below 1e-38 are slow: 0
         try:
             main(argv)
             sys.stdout.flush()

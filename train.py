@@ -1317,7 +1317,7 @@ def score(argv):
     run = argparse.Namespace(**PRESETS["toy"] | saved)
     for name in ("data_dir", "data", "text", "drawings"):
         setattr(run, name, getattr(given, name) or getattr(run, name))
-    if given.guidance and "image" not in model.tokens:
+    if given.guidance not in (None, 1) and "image" not in model.tokens:
         raise InputError("this model knows texts only: no --guidance")
     options = (defaults(model, "draw") if "image" in model.tokens else WRITE) | generation(given)
     quietly(run)

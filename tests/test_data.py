@@ -177,6 +177,9 @@ def test_a_text_is_learned_continued_and_completed(here, capsys):
     assert "nothing is left to fill" in complaint(capsys, sample.main, "--text", "the cat")
     assert "a part of 'Zoo' is unknown" in complaint(capsys, sample.main, "Zoo ___")
     assert "knows texts only" in complaint(capsys, sample.main, "--image", "x.png")
+    for g in ("0", "2"):
+        assert "knows texts only" in complaint(capsys, train.main, "score", "--guidance", g)
+    assert train.main(["score", "--guidance", "1", "--drawings", "1", "--steps", "1"]) == 0
 
 
 def test_a_small_model_learns_the_text(here):

@@ -138,11 +138,11 @@ def test_what_the_real_model_learns_is_in_the_study(monkeypatch):
             f"{pair('scratch', '150', 'bits', 1)}.") in text
     assert "{:.1f} and {:.1f} bits, along its time reversal".format(*(
         float(real["uniform", "150", seed]["bits_reversal"]) for seed in "01")) in text
-    known, random = ({r["start"]: r for r in tables.rows("backbone") if (r["text"], r["step"]) == (
-        "tinyshakespeare", "150")}[start] for start in ("pretrained", "scratch"))
-    assert (f"Shakespeare it knows less: {float(known['loss']):.2f} after 150 steps and "
-            f"{float(known['bits']):.1f} bits, from random weights {float(random['loss']):.2f} and "
-            f"{float(random['bits']):.1f}") in text
+    (loss, bits), (random_loss, random_bits) = (
+        [float(r[what]) for what in ("loss", "bits")] for r in tables.rows("backbone")
+        if (r["text"], r["step"]) == ("tinyshakespeare", "150"))
+    assert (f"Shakespeare it knows less: {loss:.2f} after 150 steps and {bits:.1f} bits, from "
+            f"random weights {random_loss:.2f} and {random_bits:.1f}") in text
     noshift = real["noshift", "150", "0"]
     assert (f"it ends with {float(noshift['loss']):.2f} and {float(noshift['bits']):.1f} bits"
             ) in text
