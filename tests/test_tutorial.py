@@ -13,6 +13,18 @@ QUOTATION = re.compile(r"^```python fudoki\.py\n(.*?)^```$", re.S | re.M)
 NUMBER = re.compile(r"-?\d*\.?\d+")
 
 
+@pytest.fixture
+def tables(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "tests" / "bench")
+    import tables
+    return tables
+
+
+@pytest.fixture
+def book():
+    return " ".join(TUTORIAL.read_text().split())
+
+
 def alike(printed, shown):
     """The same words, and numbers that differ in their last digit at most, or by .02."""
     assert NUMBER.sub("#", printed) == NUMBER.sub("#", shown)
@@ -121,10 +133,7 @@ def test_samples_are_those_of_the_study():
         assert any(row[0] == start and row[1].startswith(text) for row in found), start
 
 
-def test_what_the_real_model_learns_is_in_the_study(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "tests" / "bench")
-    import tables
-    text = " ".join(TUTORIAL.read_text().split())
+def test_what_the_real_model_learns_is_in_the_study(tables, book):
     real = {(r["start"], r["step"], r["seed"]): r for r in tables.rows("backbone")
             if r["model"] == "SmolLM2-135M" and r["text"] == "tinystories_sample"}
 
@@ -135,20 +144,20 @@ def test_what_the_real_model_learns_is_in_the_study(monkeypatch):
             f"{pair('scratch', '150')}. After ten it has {pair('pretrained', '10')}, at the end "
             f"{pair('pretrained', '150')}. A token then costs at most "
             f"{pair('pretrained', '150', 'bits', 1)} bits, from random weights "
-            f"{pair('scratch', '150', 'bits', 1)}.") in text
+            f"{pair('scratch', '150', 'bits', 1)}.") in book
     assert "{:.1f} and {:.1f} bits, along its time reversal".format(*(
-        float(real["uniform", "150", seed]["bits_reversal"]) for seed in "01")) in text
+        float(real["uniform", "150", seed]["bits_reversal"]) for seed in "01")) in book
     (loss, bits), (random_loss, random_bits) = (
         [float(r[what]) for what in ("loss", "bits")] for r in tables.rows("backbone")
         if (r["text"], r["step"]) == ("tinyshakespeare", "150"))
     assert (f"Shakespeare it knows less: {loss:.2f} after 150 steps and {bits:.1f} bits, from "
-            f"random weights {random_loss:.2f} and {random_bits:.1f}") in text
+            f"random weights {random_loss:.2f} and {random_bits:.1f}") in book
     noshift = real["noshift", "150", "0"]
     assert (f"it ends with {float(noshift['loss']):.2f} and {float(noshift['bits']):.1f} bits"
-            ) in text
+            ) in book
     samples = [" ".join(r["sample"].split()) for r in tables.rows("backbone_samples")
                if (r["model"], r["start"], r["seed"]) == ("SmolLM2-135M", "pretrained", "0")]
-    assert all(samples[i] in text for i in (0, 1, 5))
+    assert all(samples[i] in book for i in (0, 1, 5))
 
 
 def test_neighbours_are_those_of_the_study():
@@ -157,9 +166,7 @@ def test_neighbours_are_those_of_the_study():
     assert all(part in TUTORIAL.read_text() for part in (found[:table], found[table:]))
 
 
-def test_tables_are_those_of_the_studies(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "tests" / "bench")
-    import tables
+def test_tables_are_those_of_the_studies(tables):
     lines = (README.read_text() + TUTORIAL.read_text()).splitlines()
     for table in (tables.reports("smoke"), tables.reports("toy"), tables.scenes(), tables.speed(),
                   tables.trainings(), tables.paths(), tables.options(), tables.parts(),
@@ -169,67 +176,79 @@ def test_tables_are_those_of_the_studies(monkeypatch):
             assert row in lines, row
 
 
-def test_numbers_in_the_prose_are_those_of_the_study(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "tests" / "bench")
-    import tables
-    text = " ".join(TUTORIAL.read_text().split())
+def short(number, digits=2):
+    """As the book writes it: .95"""
+    return f"{number:.{digits}f}".removeprefix("0")
 
+
+def test_what_is_said_of_sampling_was_measured(tables, book):
     def caption(**options):
         return tables.share(tables.cell(steps="8", **options), "caption")
-    assert f"captions {caption(step='renoise')} renoised, {caption()} by the race" in text
-    with_g1, with_g2 = (tables.mean(tables.cell(guidance=g), "digit")[0] for g in ("1.0", "2.0"))
-    assert (f"with $g=1$ {with_g1:.3f} of the digits are right, with $g = 2$ {with_g2:.3f}"
-            ).replace(" 0.", " .") in text
-    assert f"With 16 of them {tables.mean(tables.cell(best_of='16'), 'caption')[0]:.3f}".replace(
-        " 0.", " .") in text
-    grey, codes = (1 - tables.worth(f"{kind}/metric 1", "bits", "image_bits")[0]
-                   / tables.worth(f"{kind}/uniform", "bits", "image_bits")[0]
-                   for kind in ("grey", "codes"))
-    assert f"than the uniform path, by {grey:.0%} on grey levels and {codes:.0%} on codes" in text
-    bits, near = (lambda name, what=what, column=column: tables.worth(name, what, column)[0]
-                  for what, column in (("bits", "image_bits"),
-                                       ("repair image, near state 0.9", "repaired")))
+    assert f"captions {caption(step='renoise')} renoised, {caption()} by the race" in book
+    with_g1, with_g2 = (short(tables.mean(tables.cell(guidance=g), "digit")[0], 3)
+                        for g in ("1.0", "2.0"))
+    assert f"with $g=1$ {with_g1} of the digits are right, with $g = 2$ {with_g2}" in book
+    best = tables.mean(tables.cell(best_of="16"), "caption")[0]
+    assert f"With 16 of them {short(best, 3)}" in book
+    call, race = (float(r["seconds"]) for r in tables.rows("growth")[1:3])
+    assert f"takes {short(race / call)} of a network call" in book
+
+
+def test_what_is_said_of_paths_was_measured(tables, book):
+    def bits(name):
+        return tables.worth(name, "bits", "image_bits")[0]
+
+    def near(name):
+        return tables.worth(name, "repair image, near state 0.9", "repaired")[0]
+
+    def captions(name):
+        return tables.worth(name, steps="8", **tables.chosen(name))[0]
+    grey, codes = (1 - bits(f"{tokens}/metric 1") / bits(f"{tokens}/uniform")
+                   for tokens in ("grey", "codes"))
+    assert f"than the uniform path, by {grey:.0%} on grey levels and {codes:.0%} on codes" in book
     assert near("grey/metric 1") > near("grey/uniform")
     assert near("codes/metric 1") < near("codes/uniform")
+    assert bits("shuffled/metric 2") > bits("grey/metric 4")
     for tokens in ("codes", "grey"):
         many = [bits(f"{tokens}/{path}") for path in ("mask", "metric 1", "uniform", "metric 2")]
         assert many == sorted(many) and many[-1] < bits(f"{tokens}/metric 4")
-    assert bits("shuffled/metric 2") > bits("grey/metric 4")
-    for tokens in ("codes", "grey"):
-        best, *others = (tables.worth(f"{tokens}/{path}", steps="8", **tables.chosen(
-            f"{tokens}/{path}"))[0] for path in ("marginal", "uniform", "metric 1", "mixed 1"))
-        assert best > max(others)
+        assert captions(f"{tokens}/marginal") > max(
+            captions(f"{tokens}/{path}") for path in ("uniform", "metric 1", "mixed 1"))
     spoiled = [tables.worth(f"codes/{path}", "repair image state 0.9", "spoiled")[0]
                for path in ("marginal", "uniform")]
     assert spoiled == sorted(spoiled)
-    left = max(float(row["left"]) for row in tables.rows("paths")
-               if row["left"] and "tempered" not in row["name"])
-    assert f"leaves it at most {left:.2f} times".replace("0.", ".") in text
-    minds = [float(row["minds"]) for row in tables.rows("paths") if row["steps"] == "8"
-             and "tempered" not in row["name"]
-             and row["what"] == "drawing" and row["guidance"] != "1.0"]
-    assert f"changes {min(minds):.1f} to {max(minds):.1f} times".replace("0.", ".") in text
+
+
+def test_what_is_said_of_changes_of_mind_and_repair_was_measured(tables, book):
+    usual = [row for row in tables.rows("paths") if "tempered" not in row["name"]]
+    left = max(float(row["left"]) for row in usual if row["left"])
+    assert f"leaves it at most {short(left)} times" in book
+    minds = [float(row["minds"]) for row in usual if row["what"] == "drawing"
+             and row["steps"] == "8" and row["guidance"] != "1.0"]
+    assert f"changes {short(min(minds), 1)} to {short(max(minds), 1)} times" in book
+    far = tables.repair("image", "0.2", "state", "0.9", "metric")[0]
+    assert f"and repairs {short(far)}" in book
+    told = [tables.repair("image", "0.2", "told", "0.0", name)[0] for name in tables.PATHS]
+    assert "who is told which ones are wrong finds two thirds" in book
+    assert all(abs(x - 2 / 3) < 0.03 for x in told)
+
+
+def test_what_is_said_of_scenes_was_measured(tables, book):
     mended = {r["wrong"]: r for r in tables.rows("revise") if (
         r["checkpoint"], r["way"], r["guidance"]) == ("metric", "state", "1.0")}
-    true, kept = ([f"{float(mended[k][c]):.2f}"[1:] for k in ("colour", "count", "position")]
+    true, kept = ([short(float(mended[k][c])) for k in ("colour", "count", "position")]
                   for c in ("true", "kept"))
     assert (f"mends {true[0]}, {true[1]} and {true[2]}, and {min(kept)} to {max(kept)} of the "
-            "tokens") in text
+            "tokens") in book
     assert all(float(r["true"]) == 0 for r in tables.rows("revise")
                if (r["checkpoint"], r["way"]) == ("mask", "state"))
-    mask, even, late = (f"{tables.mean(found, 'true')[0]:.2f}"[1:] for found in (
-        [r for r in tables.rows("oracle") if (r["path"], r["times"], r["temperature"], r["steps"])
-         == (*which, "1.0", "8")]
-        for which in (("mask", "even"), ("metric", "even"), ("metric", "late"))))
-    assert f"{mask} of its drawings are right after 8 steps" in text
-    assert f"{even} even and {late} late" in text
-    call, race = (float(r["seconds"]) for r in tables.rows("growth")[1:3])
-    assert f"takes {race / call:.2f} of a network call".replace("0.", ".") in text
-    far = tables.repair("image", "0.2", "state", "0.9", "metric")[0]
-    assert f"and repairs {far:.2f}".replace("0.", ".") in text
-    told = [tables.repair("image", "0.2", "told", "0.0", name)[0] for name in tables.PATHS]
-    assert "who is told which ones are wrong finds two thirds" in text
-    assert all(abs(x - 2 / 3) < 0.03 for x in told)
+
+    def agree(path, times):
+        return short(tables.mean([r for r in tables.rows("oracle") if (
+            r["path"], r["times"], r["temperature"], r["steps"]) == (path, times, "1.0", "8")],
+            "true")[0])
+    assert f"{agree('mask', 'even')} of its drawings are right after 8 steps" in book
+    assert f"{agree('metric', 'even')} even and {agree('metric', 'late')} late" in book
 
 
 def test_the_notebook_has_all_blocks_as_cells_and_quotations_as_text(monkeypatch):
