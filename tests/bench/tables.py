@@ -59,8 +59,8 @@ def speed():
 def noises():
     """The tutorial's table of paths for the words of a real language model: bits of a token."""
     found = []
-    for start, name in {"uniform": "uniform", "½": "metric, ½", "pretrained": "metric, 1",
-                        "2": "metric, 2", "4": "metric, 4"}.items():
+    for start, name in {"uniform": "uniform", "marginal": "marginal", "½": "metric, ½",
+                        "pretrained": "metric, 1", "2": "metric, 2", "4": "metric, 4"}.items():
         some = [r for r in rows("backbone") if (r["model"], r["text"], r["start"], r["step"]) == (
             "SmolLM2-135M", "tinystories_sample", start, "150")]
         found.append(f"| {name} | {', '.join(format(float(r['loss']), '.2f') for r in some)} | "
