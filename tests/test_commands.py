@@ -680,53 +680,6 @@ def test_help(main, capsys):
     assert end.value.code == 0 and "python" in said and "default" in said
 
 
-def test_readmes_minutes_and_the_books_seam_are_the_studies(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "tests" / "bench")
-    import tables
-    minutes = [float(row["minutes"]) for row in tables.rows("toy")]
-    assert (f"2,500 steps: about {sum(minutes) / len(minutes):.0f} minutes on one core"
-            in (ROOT / "README.md").read_text())
-    seams = {row["kept"]: row["real_seam"] for row in tables.rows("inpaint")}
-    seam = f"{(float(seams['top']) + float(seams['left'])) / 2:.3f}"[1:]
-    text = " ".join((ROOT / "tutorial.md").read_text().split())
-    assert f"its two sides, {seam} in real" in text
-
-
-def test_the_books_bits_per_character_are_the_studys(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "tests" / "bench")
-    import tables
-    uniform, marginal, mask, twin = tables.characters()
-    text = " ".join((ROOT / "tutorial.md").read_text().split())
-    assert f"twin, has {twin} bits per character" in text
-    assert (f"the mask path has at most {mask}, the uniform path {uniform}, and the marginal path "
-            f"{marginal}") in text
-
-
-def test_the_books_row_of_the_text_is_the_reports():
-    rows = list(csv.DictReader(open(ROOT / "tests/bench/text.csv")))
-    value = {row["what"]: float(row["value"]) for row in rows}
-    entropy = " / ".join(f"{value[f'held-out cross-entropy at t = {t}']:.2f}"
-                         for t in ("0.05", "0.45", "0.95"))
-    known = [f"{value[f'share of {what} words that the training text has']:.2f}"
-             for what in ("written", "held-out")]
-    numbers = f"| {rows[0]['training_steps']} | {entropy} | {known[0]} ({known[1]}) |"
-    numbers = numbers.replace(" 0.", " .")
-    command = rows[0]["command"].removeprefix("python train.py ")
-    assert f"| `{command}` {numbers.replace('(0.', '(.')}" in (ROOT / "tutorial.md").read_text()
-
-
-def test_the_books_numbers_of_the_emoji_are_the_reports():
-    row = {row["what"].split(",")[0]: row
-           for row in csv.DictReader(open(ROOT / "tests/bench/emoji.csv"))}
-    words, again = (f"{float(row[what]['words']):.2f}"[1:] for what in ("reading", "drawing"))
-    text = " ".join((ROOT / "tutorial.md").read_text().split())
-    assert f"in {int(row['reading']['training_steps']):,} steps" in text
-    captions = f"{float(row['reading']['captions']):.2f}"[1:]
-    assert f"it reads {words} of the words (captions: {captions})" in text
-    assert f"of which it reads {again} again" in text
-    assert f"render the pictures at {float(row['tokeniser']['PSNR']):.1f} dB" in text
-
-
 def test_the_commands_of_readme_tutorial_and_lab_exist(monkeypatch):
     for entries, name in ((fudoki.PATHS, "my:Path"), (fudoki.PATHS, "my:HalfwayPath"),
                           (fudoki.STEPS, "my:step"), (fudoki.STEPS, "my:campbell")):

@@ -172,7 +172,8 @@ def test_tables_are_those_of_the_studies(tables):
     for table in (tables.reports("smoke"), tables.reports("toy"), tables.scenes(), tables.speed(),
                   tables.trainings(), tables.paths(), tables.options(), tables.parts(),
                   tables.repairs(), tables.revised(), tables.metrics(), tables.more_steps(),
-                  tables.tempered(), tables.oracle(), tables.noises()):
+                  tables.tempered(), tables.oracle(), tables.noises(), tables.corpora(),
+                  tables.written(), tables.sight()):
         for row in table:
             assert row in lines, row
 
@@ -250,6 +251,45 @@ def test_what_is_said_of_scenes_was_measured(tables, book):
             "true")[0])
     assert f"{agree('mask', 'even')} of its drawings are right after 8 steps" in book
     assert f"{agree('metric', 'even')} even and {agree('metric', 'late')} late" in book
+
+
+def test_minutes_and_the_seam_are_those_of_the_studies(tables, book):
+    minutes = [float(row["minutes"]) for row in tables.rows("toy")]
+    assert (f"2,500 steps: about {sum(minutes) / len(minutes):.0f} minutes on one core"
+            in README.read_text())
+    seams = {row["kept"]: row["real_seam"] for row in tables.rows("inpaint")}
+    seam = (float(seams["top"]) + float(seams["left"])) / 2
+    assert f"its two sides, {short(seam, 3)} in real" in book
+
+
+def test_what_is_said_of_texts_was_measured(tables, book):
+    uniform, marginal, mask, twin = tables.characters()
+    assert f"twin, has {twin} bits per character" in book
+    assert (f"the mask path has at most {mask}, the uniform path {uniform}, and the marginal path "
+            f"{marginal}") in book
+    minutes = float(tables.rows("ar")[0]["minutes"])
+    assert f"{minutes:.0f} minutes on one core" in book
+    assert f"{minutes:.0f} minutes](tutorial.md#what-it-does-not-see)" in README.read_text()
+    held_out, default = ([r for r in tables.rows("written") if (
+        r["name"], r["step"], r["temperature"]) == kind] for kind in (
+            ("held-out", "", ""), ("uniform", "race", "0.7")))
+    assert "costs it {:.2f} nats, one of held-out text {:.2f}".format(*(
+        tables.mean(some, "nats")[0] for some in (default, held_out))) in book
+
+
+def test_what_is_said_of_emoji_was_measured(tables, book):
+    row = {row["what"].split(",")[0]: row for row in tables.rows("emoji")}
+    words, again = (short(float(row[what]["words"])) for what in ("reading", "drawing"))
+    captions = short(float(row["reading"]["captions"]))
+    assert f"in {int(row['reading']['training_steps']):,} steps" in book
+    assert f"it reads {words} of the words (captions: {captions})" in book
+    assert f"of which it reads {again} again" in book
+    assert f"render the pictures at {float(row['tokeniser']['PSNR']):.1f} dB" in book
+
+
+def test_the_twenty_texts_are_those_of_the_study(tables, book):
+    texts = tables.texts()
+    assert len(texts) == 20 and " ".join(texts) in book
 
 
 def test_the_notebook_has_all_blocks_as_cells_and_quotations_as_text(monkeypatch):

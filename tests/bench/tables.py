@@ -68,6 +68,48 @@ def noises():
     return found
 
 
+def corpora():
+    """The tutorial's rows of trainings on texts: their reports."""
+    found = []
+    for report in (rows("text"), rows("ar")):
+        value = {row["what"]: float(row["value"]) for row in report}
+        entropy = " / ".join(f"{value[f'held-out cross-entropy at t = {t}']:.2f}"
+                             for t in ("0.05", "0.45", "0.95"))
+        written, held_out = (f"{value[f'share of {what} words that the training text has']:.2f}"
+                             for what in ("written", "held-out"))
+        command = report[0]["command"].removeprefix("python train.py ")
+        found.append(f"| `{command}` | {report[0]['training_steps']} | {entropy} | "
+                     f"{written} ({held_out}) |".replace(" 0.", " .").replace("(0.", "(."))
+    return found
+
+
+def written():
+    """The tutorial's table of what a language model that became a flow writes, by options."""
+    groups = {}
+    for r in rows("written"):
+        how = f"{r['name']}, {r['step']}, {r['steps']} steps, T = {r['temperature']}" \
+              + f", late {r['late']}" * (r["late"] not in ("", "1.0"))
+        groups.setdefault(how if r["step"] else "held-out text", []).append(r)
+    return [f"| {how} | {len(some)} | {mean(some, 'nats')[0]:.2f} | "
+            f"{mean(some, 'different')[0]:.2f} |".replace("0.", ".")
+            for how, some in groups.items()]
+
+
+def sight():
+    """The tutorial's table of wrong words that such a model sees, by what they are."""
+    groups = {}
+    for r in rows("seen"):
+        groups.setdefault(r["name"], []).append(f"{float(r['seen']):.2f}".removeprefix("0"))
+    return [f"| {name} | {' | '.join(shares)} |" for name, shares in groups.items()]
+
+
+def texts():
+    """Twenty of them, on one line each, by the default options, unselected."""
+    return [" ".join(r["text"].split()) for r in rows("written") if (
+        r["name"], r["step"], r["steps"], r["late"], r["temperature"]) == (
+        "uniform", "race", "64", "1.0", "0.7")]
+
+
 def scenes():
     """README's table of scenes: its trainings, by ability."""
     found, all_rows = [], rows("scenes")
@@ -303,4 +345,5 @@ if __name__ == "__main__":
     print("\n".join([*reports("smoke"), *reports("toy"), "", *scenes(), "", *trainings(), "",
                      *paths(), "", *options(), "", *parts(), "", *repairs(), "",
                      *metrics(), "", *more_steps(), "", *tempered(), "", *oracle(), "",
-                     *characters()]))
+                     *speed(), "", *noises(), "", *corpora(), "", *written(), "",
+                     *sight(), "", *characters()]))

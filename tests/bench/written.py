@@ -1,0 +1,86 @@
+"""What a flow writes, as a language model likes it, beside held-out text; and which wrong words it
+sees, at t = .9, in held-out text of which one is replaced, by any word or a likelier one:
+
+    python tests/bench/written.py NAME=CHECKPOINT … --lm FOLDER [--step race renoise]
+        [--steps 64 256] [--late 1 2] [--temperature .5 .7] [--windows 4] [--seeds 3]
+
+To written.csv goes a row for each window: nats of a token, and, since a low value alone may be a
+text that repeats itself, the share of different tokens. Rows that are there, and in seen.csv, are
+skipped. Checkpoints are those of `train.py --preset ar --backbone FOLDER --text FILE`, with one
+FILE for all.
+"""
+import argparse
+import itertools
+
+import lightning as L
+import study                    # first: it puts the project on the path
+import torch
+import torch.nn.functional as F
+from transformers import AutoModelForCausalLM
+
+import sample
+import train
+
+
+@torch.no_grad()
+def nats(judge, bos, x):
+    """What a token costs a causal model, of each window: (B, N) -> (B,)"""
+    l = judge(F.pad(x, (1, 0), value=bos)).logits[:, :-1]
+    return F.cross_entropy(l.mT, x, reduction="none").mean(1)
+
+
+def add(table, judge, model, x, *key):
+    """Rows of windows (B, N)."""
+    costs = nats(judge, model.net.trunk.bos, x)
+    for i, (row, cost, text) in enumerate(zip(x, costs, model.tokens["text"].decode(x))):
+        table.add(*key, i, f"{cost:.3f}", f"{len(row.unique()) / len(row):.3f}", text)
+
+
+@torch.no_grad()
+def seen(model, held, rounds=5):
+    """The share of wrong words that are not the likeliest where they stand, by what they are."""
+    (B, N), V = held.shape, len(model.tokens["text"].embedding)
+    row, found = torch.arange(B), {}
+    for _ in range(rounds):
+        i = torch.randint(1, N, (B,))
+        for kind, wrong in {"any word": torch.randint(V, (B,)),
+                            "a word of the text": held.flatten()[torch.randint(B * N, (B,))],
+                            "the word before it": held[row, i - 1]}.items():
+            x = {"text": held.index_put((row, i), wrong)}
+            l = model.net(x, model.mark_free(x, "text"), 0.9)["text"][row, i]
+            found.setdefault(kind, []).append((l.argmax(-1) != wrong)[wrong != held[row, i]])
+    return {kind: torch.cat(some).float() for kind, some in found.items()}
+
+
+if __name__ == "__main__":
+    parser = study.parser(__doc__)
+    parser.add_argument("--lm", required=True)
+    for name, kind, value in (("step", str, "race"), ("steps", int, 64), ("late", float, 1.),
+                              ("temperature", float, 0.7)):
+        parser.add_argument(f"--{name}", type=kind, nargs="+", default=[value])
+    parser.add_argument("--windows", type=int, default=4)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
+    table = study.Table("written", "name step steps late temperature seed window".split(),
+                        ["nats", "different", "text"])
+    sight = study.Table("seen", ["name", "wrong"], ["words", "seen"])
+    judge = AutoModelForCausalLM.from_pretrained(given.lm)
+    files = dict(argument.split("=", 1) for argument in given.checkpoints)
+    for name, model in study.models(given):
+        run = argparse.Namespace(**train.settings(files[name])[0])
+        held = train.Corpus(run).tokens(model)[1].tokens["text"]
+        if (name, "any word") not in sight:
+            L.seed_everything(0, verbose=False)
+            for kind, found in seen(model, held).items():
+                sight.add(name, kind, len(found), f"{found.mean():.3f}")
+        if ("held-out", "", "", "", "", "", 0) not in table:
+            add(table, judge, model, held, "held-out", "", "", "", "", "")
+        for seed, *how in itertools.product(range(given.seeds), given.step, given.steps,
+                                            given.late, given.temperature):
+            if (name, *how, seed, 0) not in table:
+                L.seed_everything(seed, verbose=False)
+                options = dict(zip(("step", "steps", "late", "temperature"), how))
+                blank = torch.full((given.windows, model.tokens["text"].length), -1)
+                x = sample.fill(model, options, text=blank)["text"]
+                add(table, judge, model, x, name, *how, seed)
