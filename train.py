@@ -1360,9 +1360,9 @@ def train(argv):
     steps, minutes = trainer.global_step, (time.time() - started) / 60
     (folder / "report.csv").unlink(missing_ok=True)
     report(model, data, run, {}, folder / "report.csv", training_steps=steps,
-           minutes=f"{minutes:.2f}", samples_per_s=f"{rate:.0f}",
+           minutes=f"{minutes:.2f}", samples_per_s=f"{rate:.1f}",
            command=" ".join(["python train.py", *argv]))
-    print(f"\n{steps} steps, {minutes:.1f} minutes, {rate:.0f} samples/s in training; model and "
+    print(f"\n{steps} steps, {minutes:.1f} minutes, {rate:.1f} samples/s in training; model and "
           f"samples are in {folder}. Next:\n  python sample.py "
           + "-- " * data.prompt.startswith("-") + shlex.quote(data.prompt))
     if "image" in model.tokens:
