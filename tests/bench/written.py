@@ -38,17 +38,19 @@ def add(table, judge, model, x, *key):
 
 @torch.no_grad()
 def seen(model, held, rounds=5):
-    """The share of wrong words that are not the likeliest where they stand, by what they are."""
+    """Which words are not the likeliest where they stand, by what they are: {kind: (n,)}"""
     (B, N), V = held.shape, len(model.tokens["text"].embedding)
     row, found = torch.arange(B), {}
     for _ in range(rounds):
         i = torch.randint(1, N, (B,))
-        for kind, wrong in {"any word": torch.randint(V, (B,)),
-                            "a word of the text": held.flatten()[torch.randint(B * N, (B,))],
-                            "the word before it": held[row, i - 1]}.items():
-            x = {"text": held.index_put((row, i), wrong)}
+        true = held[row, i]
+        for kind, word in {"any word": torch.randint(V, (B,)),
+                           "a word of the text": held.flatten()[torch.randint(B * N, (B,))],
+                           "the word before it": held[row, i - 1], "the right word": true}.items():
+            x = {"text": held.index_put((row, i), word)}
             l = model.net(x, model.mark_free(x, "text"), 0.9)["text"][row, i]
-            found.setdefault(kind, []).append((l.argmax(-1) != wrong)[wrong != held[row, i]])
+            meant = (word != true) | (kind == "the right word")
+            found.setdefault(kind, []).append((l.argmax(-1) != word)[meant])
     return {kind: torch.cat(some).float() for kind, some in found.items()}
 
 
