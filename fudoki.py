@@ -16,15 +16,12 @@ mathematics and need no network. `tutorial.md` tells the same story with picture
 | `u_t`    | u_t(x, x_t ∣ x₁) | (B, L, V)       | rate of jumping from x_t to x; 0 at x = x_t     |
 | `lam`    | λ = Σ_x u_t      | (B, L)          | total jump rate                                 |
 """
-import copy
 import functools
-import inspect
 import itertools
 import math
 import pathlib
 import re
 import runpy
-import types
 
 import lightning as L
 import numpy as np
@@ -34,19 +31,28 @@ from tokenizers import Tokenizer
 from torch import nn
 
 FAR = 1e30          # β at t = 1: every other token is out of reach, and float32 stays finite
-CHUNK = 2 ** 19     # numbers in one (rows, V) array, which a CPU's cache holds; of a GPU, 32 times
+CHUNK = 2 ** 19     # elements of a (rows, V) array computed at once: fits a CPU's cache; GPU: × 32
 
 
 class Registry(dict):
-    """Things by their names. `my:Path` is the Path of my.py here, a file that mentions fudoki: a
-    checkpoint names such things, too, and no other file has to run when it is opened."""
+    """Things by their names.
 
-    def __missing__(self, name):
-        file, _, what = name.partition(":")
-        source = pathlib.Path(f"{file}.py")
-        if file.isidentifier() and source.is_file() and "fudoki" in source.read_text():
-            return self.setdefault(name, runpy.run_path(str(source))[what])
-        raise KeyError(name)
+    An entry may also be named FILE:NAME: `my:Path` is the class Path of the file my.py, in this
+    folder or beside fudoki.py. The file has to mention fudoki: a checkpoint names its path in this
+    way, and opening a checkpoint must not run any other file. KeyError: there is no such entry.
+    """
+
+    def __getitem__(self, name):
+        entry = self.get(name, name)
+        if isinstance(entry, str):                          # a string is FILE:NAME
+            file, _, what = entry.partition(":")
+            for folder in (pathlib.Path(), pathlib.Path(__file__).parent):
+                source = folder / f"{file}.py"
+                if source.is_file() and "fudoki" in source.read_text(encoding="utf-8"):
+                    self[name] = runpy.run_path(str(source))[what]
+                    return self[name]
+            raise KeyError(name)
+        return entry
 
 
 # ---------------------------------------------------------------------------------------- 1. paths
@@ -55,16 +61,16 @@ class Path(nn.Module):
     """A probability path p_t(x | x₁) from noise (t = 0) to data (t = 1), defined by `logits`.
 
     embedding (V, D): a frozen vector per token, D = 0 if all are equally far from each other;
-    frequency (V,): how often each occurs in the data; what else a path may be told has a default,
-    and train.py makes a flag of it.
+    frequency (V,): how often each token occurs in the data. Further arguments are options of the
+    path, each with a default. Buffers may have any dtype, and parameters are trained.
     """
 
     def __init__(self, embedding, frequency=None):
         super().__init__()
-        self.register_buffer("embedding", embedding.float(), persistent=False)  # made anew
+        self.register_buffer("embedding", embedding.float(), persistent=False)
 
-    def _apply(self, fn, recurse=True):     # stays in float32 when the network goes to bfloat16
-        return super()._apply(lambda a: fn(a.view(torch.int32)).view(a.dtype), recurse)
+    def _apply(self, fn, recurse=True):     # a path changes its device, but never its dtype
+        return super()._apply(lambda a: a.to(fn(a.new_empty(0)).device), recurse)
 
     def logits(self, x_1, t):
         """ℓ_t(x | x₁) of every token x, up to a constant: (…) long, (…, 1) float -> (…, V)."""
@@ -83,8 +89,8 @@ class UniformPath(Path):
 
 
 class MarginalPath(UniformPath):
-    """Each token is clean with probability t, otherwise drawn as often as the data have it, so
-    that the noise says no more than it must (2209.14734)."""
+    """Each token is clean with probability t, otherwise drawn by its frequency in the data: such
+    noise carries the least information about x₁ (2209.14734)."""
 
     def __init__(self, embedding, frequency=None):
         super().__init__(embedding)
@@ -109,23 +115,27 @@ class MaskPath(Path):
 
 
 class MetricPath(Path):
-    """FUDOKI's path: tokens near x₁ stay likely longest. The released model has exponent 4 on
-    normalised embeddings, d = (2 − 2cos)², URSA 2, and 1 is the best found here (tutorial, chapter
-    9). schedule: an entry of SCHEDULES."""
+    """FUDOKI's path: tokens near x₁ stay likely longest.
+
+    exponent: of the distance. FUDOKI's release has 4 on normalised embeddings, d = (2 − 2cos)²,
+    URSA has 2; 1 is the best found here (tutorial, chapter 9). normalize: L2-normalises the
+    embeddings. schedule: an entry of SCHEDULES.
+    """
 
     def __init__(self, embedding, frequency=None, exponent=1., normalize=False,
                  schedule="calibrated"):
         super().__init__(F.normalize(embedding, dim=-1) if normalize else embedding)
         self.register_buffer("square", self.embedding.square().sum(-1), persistent=False)
-        self.exponent, self.rounding = exponent, 1e-5 * self.square.max().item()
+        self.exponent = exponent
+        self.rounding = 1e-5 * self.square.max().item()
         self.beta = SCHEDULES[schedule](self, frequency)
 
     def distance(self, x_1):            # d(x, x₁) = ‖e_x − e_{x₁}‖^exponent
         if not self.embedding.shape[1]:
             return 1. - self.one_hot(x_1).float()
         d = F.linear(-2 * self.embedding[x_1], self.embedding, self.square)
-        d += self.square[x_1, None]                             # ‖e_x − e_{x₁}‖², and what is
-        return F.threshold_(d, self.rounding, 0.).pow_(self.exponent / 2)   # of rounding size, 0
+        d += self.square[x_1, None]                             # ‖e_x − e_{x₁}‖²; rounding
+        return F.threshold_(d, self.rounding, 0.).pow_(self.exponent / 2)   # errors become 0
 
     def logits(self, x_1, t):           # ℓ_t(x | x₁) = −β_t d(x, x₁)
         return -self.beta(t) * self.distance(x_1)
@@ -155,18 +165,22 @@ class CalibratedSchedule(nn.Module):
     def __init__(self, path, frequency=None):
         super().__init__()
         V = len(path.embedding)
-        rows = min(256, max(16, 2 ** 20 // V))                      # x₁ at quantiles of frequency
+        rows = min(256, max(16, 2 ** 20 // V))
+
+        # the x₁ of the expectation: evenly spaced quantiles of the frequencies
         quantiles = (torch.ones(V) if frequency is None else frequency).double().cumsum(0)
-        d = path.distance(torch.searchsorted(
-            quantiles, quantiles[-1] * (torch.arange(rows) + 0.5) / rows))
+        x_1 = torch.searchsorted(quantiles, quantiles[-1] * (torch.arange(rows) + 0.5) / rows)
+        d = path.distance(x_1)
+
+        # β from 0, where p is uniform, to where only x₁ is left
         apart = d[d > 0] if d.any() else torch.ones(1)
         last = math.log(1e6 * V) / apart.min()                      # p(x₁ | x₁) ≥ 1 − 1e-6 there
-        beta = torch.logspace(math.log10(1e-3 / apart.mean()), math.log10(last), 256)
-        beta = F.pad(beta, (1, 0))                                  # 0 first: p_0 is uniform
+        beta = F.pad(torch.tensor(np.geomspace(1e-3 / apart.mean(), last, 256)).float(), (1, 0))
 
         def speed(b):                                               # √( E_{x₁} Var_{p_b}[d] )
             p = (-b * d).softmax(-1)
             return (p * (d - (p * d).sum(-1, keepdim=True)) ** 2).sum(-1).mean().sqrt()
+
         self.register_buffer("table", evenly(torch.stack([speed(b) for b in beta]), beta, 257))
 
     def forward(self, t):               # linear between the entries
@@ -188,7 +202,7 @@ def entry(l, x):
 
 
 def at_once(V, like):
-    """How many rows of V numbers are computed at a time; more than those take turns."""
+    """How many rows of V numbers are computed at a time; `like` says on which device."""
     return max(1, CHUNK * (1 if like.is_cpu else 32) // V)
 
 
@@ -212,9 +226,12 @@ def sample_x_1(p_1t, temperature):
 
 
 def rowwise(function):
-    """Lets `function(path, *arguments)` see rows: tokens (N,), times (N, 1), distributions (N, V),
-    where a caller has (B, L), (B, 1, 1) or a number, (B, L, V). In float32 whatever the network
-    runs in, without gradient, and CHUNK numbers at a time: memory is bounded for any V."""
+    """Decorates `function(path, x, …)`, which is written for rows: tokens (N,), times (N, 1),
+    distributions (N, V). Callers pass (B, L), (B, 1, 1) or a number, (B, L, V).
+
+    It is computed in float32 whatever the network runs in, without gradient, and a few rows at a
+    time (`at_once`), so that memory is bounded for any V.
+    """
     @functools.wraps(function)
     @torch.no_grad()
     def wrapped(path, x, *others, **options):
@@ -224,7 +241,7 @@ def rowwise(function):
             if not a.is_floating_point():
                 return a.reshape(-1)
             a = a.float().expand(*x.shape, a.shape[-1])
-            return a.reshape(-1, a.shape[-1]).contiguous()  # for jvp, a time of its own per row
+            return a.reshape(-1, a.shape[-1]).contiguous()  # jvp writes into it: no shared memory
 
         n = at_once(len(path.embedding), x)
         with torch.autocast(x.device.type, enabled=False):
@@ -288,11 +305,15 @@ def race(path, x_t, x_1, t, s):
     E_x given who leads at t, and see who leads at s. No derivative, nothing singular at 0 or 1.
     """
     l_t, l_s = (path.logits(x_1, time).log_softmax(-1) for time in (t, s))
-    p_t, p_s = l_t.softmax(-1), l_s.softmax(-1)                 # exp of them, only quicker
-    here, tau = entry(l_t, x_t), exp_1(l_t[..., :1])            # at t the leader arrives at τ, all
-    arrival = (tau * p_t + exp_1(p_t)) / p_s                    # others later; this is at s
+    p_t, p_s = l_t.softmax(-1), l_s.softmax(-1)                 # equals exp, softmax is faster
+
+    # at t the leader arrives at τ and all others later; these are their times at s
+    here, tau = entry(l_t, x_t), exp_1(l_t[..., :1])
+    arrival = (tau * p_t + exp_1(p_t)) / p_s
     arrival.scatter_(-1, x_t[..., None], tau * (here - entry(l_s, x_t)).exp())
-    possible = here[..., 0] > -torch.inf                        # x₁ was drawn anew: x_t stays
+
+    # x₁ is resampled at every step, so p_t(x_t | x₁) may be 0: then x_t stays
+    possible = here[..., 0] > -torch.inf
     return torch.where(possible, arrival.argmin(-1), x_t)
 
 
@@ -307,59 +328,8 @@ def finish(path, x_t, x_1, t, s):
     return torch.where(entry(path.logits(x_1, t), x_t)[..., 0] > -torch.inf, x_1, x_t)
 
 
-# exercise: a step marked `step.posterior = True` gets p(x₁ | x_t) in the place of a drawn x₁
+# exercise: a step marked `step.posterior = True` is given p(x₁ | x_t) instead of a sampled x₁
 STEPS = Registry(race=race, renoise=renoise, euler=euler)
-
-
-def step_named(name):
-    """An entry of STEPS or of VELOCITIES; one that knows no s, of four arguments, is a velocity,
-    and the step is `euler` along it."""
-    move = VELOCITIES[name] if name in VELOCITIES else STEPS[name]
-    wanted = [a for a in inspect.signature(move).parameters.values() if a.default is a.empty]
-    return functools.partial(euler, velocity=move) if len(wanted) == 4 else move
-
-
-def time_reversal(path, x_t, x_1, t):
-    """u_t = R_t(x, x_t) p_t(x | x₁) / p_t(x_t | x₁), where R_t(x, z) ≥ 0, the rate from x to z of
-    a noise that does not know x₁, solves −∂_t p_t(z | x₁) = Σ_x p_t(x | x₁) R_t(x, z) as far as
-    there is such a noise; what is left of ∂_t p_t moves with the least energy. O(V³); t is the
-    same in all rows. (B, L) -> (B, L, V)"""
-    states = torch.arange(len(path.embedding), device=x_t.device)
-    p, dl = (a.double() for a in growth(path, states, states, t[:1].repeat(len(states), 1)))
-    dp = p * (dl - (p * dl).sum(-1, keepdim=True))                      # (x₁, x)
-    R = torch.linalg.solve_ex(p, -dp).result.fill_diagonal_(0)          # (x, z)
-    exists = -R.clamp(max=0).sum() < 0.1 * R.abs().sum()                # and is finite
-    R = R.clamp(min=0) if exists else torch.zeros_like(R)
-    left = (dp - p * R.sum(-1) + p @ R)[x_1]
-    p, here = p[x_1], entry(p[x_1], x_t)
-    u = R[:, x_t].T * p / here + (left - entry(left, x_t) / here * p).relu()
-    return u.where(here > 1e-12, 0.).float()            # from where a token never is, none moves
-
-
-@torch.no_grad()
-def bound(path, p_1t, x_1, x_t, t, velocity=time_reversal):
-    """What it costs, in nats, that a model does not know x₁: per unit of time at t, a number, and
-    for stopping there; (B, L) each. With p(x₁ | x_t) as logits, and averages over x_t,
-
-        −log p̂(x₁) ≤ ∫₀ᵀ Σ_x [u log(u/û) − u + û] dt − log p(x₁ | x_T),
-
-    u = u_t(x, x_t | x₁), û = Σ_{x₁} p(x₁ | x_t) u_t(x, x_t | x₁): the divergence of the process
-    that knows x₁ from the model's. Tight, if p is the posterior, along `time_reversal` of a noise
-    that does not know x₁; otherwise the past has shown more of x₁ than x_t still does."""
-    p, clean, noisy = p_1t.float().softmax(-1).flatten(0, -2), x_1.flatten(), x_t.flatten()
-    V, X = p.shape[-1], len(path.embedding)
-    every, cost = torch.arange(V, device=p.device), p.new_empty(2, len(p))
-    impossible = (path.logits(every, p.new_full((V, 1), t)) == -torch.inf).float()      # (x₁, z)
-    for some in noisy.unique().split(8 * at_once(V * X, p)):
-        u_all = velocity(path, some.repeat_interleave(V), every.repeat(len(some)),
-                         p.new_full((len(some) * V, 1), t)).view(-1, V, X)          # (z, x₁, x)
-        for z, u_z in zip(some, u_all):
-            at, own, u_z[:, z] = noisy == z, clean[noisy == z], 0.      # of rounding size, maybe
-            u, û = u_z[own], (p[at] @ u_z).clamp(min=torch.finfo(p.dtype).tiny)
-            cost[0, at] = (torch.xlogy(u, u) - torch.xlogy(u, û) - u + û).sum(-1)
-            stays = p[at] @ impossible[:, z] * (own == z)               # as in `finish`
-            cost[1, at] = -(entry(p[at], own)[:, 0] + stays).log()
-    return cost.view(2, *x_1.shape)
 
 
 # --------------------------------------------------------------------------------------- 3. tokens
@@ -367,17 +337,13 @@ def bound(path, p_1t, x_1, x_t, t, velocity=time_reversal):
 class Text:
     """Texts as rows of tokens, by a tokenizer of the library `tokenizers`, given as its JSON.
 
-    length: of a row at most; eos: the id that closes a text and fills up shorter rows, None if
-    all are equally long; window: texts are parts of a long one, of any length; embedding (V, D),
-    by default all tokens are equally far from each other.
+    length: of a row at most; eos: the id that ends a text and fills up shorter rows, None if all
+    rows are equally long; window: texts are parts of a long one, so that they may have any length;
+    embedding (V, D): of the metric, by default all tokens are equally far from each other.
     """
 
     def __init__(self, json, length, eos=None, window=False, embedding=None):
         self.tokenizer, self.length, self.eos = Tokenizer.from_str(json), length, eos
-        self.tokenizer.no_truncation()                      # nothing is left of what was saved
-        self.tokenizer.no_padding()                         # with it and changes texts
-        if hasattr(self.tokenizer.model, "dropout"):
-            self.tokenizer.model.dropout = None
         known = self.tokenizer.get_vocab()
         self.embedding = torch.zeros(len(known), 0) if embedding is None else embedding
         self.marks = [i for word, i in known.items() if "?" in word and not window]
@@ -388,29 +354,33 @@ class Text:
         """str -> list of int. ValueError: an unknown word."""
         try:
             return self.tokenizer.encode(text, add_special_tokens=False).ids
-        except Exception as error:                          # the library has no other
+        except Exception as error:                          # the library raises nothing narrower
             known = " ".join(sorted(self.tokenizer.get_vocab())[:99])
-            raise ValueError(f"a part of '{text.strip()[:40]}' is unknown; known are "
-                             + known) from error
+            raise ValueError(f"a part of '{text[:40]}' is unknown; known: {known}") from error
+
+    def row(self, text):
+        """One text -> list of int, −1 where free. "___" is one word, in a window three tokens, and
+        at the end of a text as many as still fit. ValueError: too long, too short, unknown."""
+        goes_on, row = text.endswith("___"), []
+        for part in re.split("(_{3,})", text.rstrip("_") if goes_on else text):
+            row += [-1] * (len(part) // self.gap) if part.startswith("___") else self.ids(part)
+        if goes_on:
+            row += [-1] * (self.length - len(row))
+        elif self.eos is not None:
+            row.append(self.eos)
+
+        if not self.shortest <= len(row) <= self.length:
+            raise ValueError(f"'{text[:40]}' has {len(row)} tokens; from {self.shortest} to "
+                             f"{self.length} fit in")
+        return row
 
     def encode(self, texts):
-        """list of B strings -> (B, N ≤ length) long, −1 where free: "___" is one word, in a window
-        three tokens, at the end of a text as many as still fit. ValueError: too long, unknown."""
-        rows = []
-        for text in texts:
-            goes_on = text.endswith("___")
-            parts = re.split("(_{3,})", text.rstrip("_") if goes_on else text)   # odd: gaps
-            row = [i for n, part in enumerate(parts) for i in
-                   (self.ids(part) if n % 2 == 0 else [-1] * (len(part) // self.gap))]
-            if goes_on:
-                row += [-1] * (self.length - len(row))
-            elif self.eos is not None:
-                row.append(self.eos)
-            if not self.shortest <= len(row) <= self.length:
-                raise ValueError(f"'{text[:40]}' has {len(row)} tokens; from {self.shortest} to "
-                                 f"{self.length} fit in")
-            rows.append(row)
+        """list of B strings -> (B, N ≤ length) long, −1 where free: see `row`. ValueError: a row
+        is impossible, or the rows of a window have different lengths."""
+        rows = [self.row(text) for text in texts]
         n = max(map(len, rows))
+        if self.eos is None and any(len(row) < n for row in rows):
+            raise ValueError("these texts have to be equally long: nothing fills up shorter ones")
         return torch.tensor([row + [self.eos] * (n - len(row)) for row in rows])
 
     def decode(self, x):
@@ -420,8 +390,8 @@ class Text:
 
 
 class Patches:
-    """Square pictures as rows of square patches, a patch being the nearest entry of a codebook
-    (V, channels·patch²), which is the metric's embedding, too, and what the network sees."""
+    """Square pictures as rows of square patches: a token is the nearest entry of the codebook
+    (V, channels·patch²), which is also the metric's embedding and what the network sees."""
     eos, marks = None, ()
 
     def __init__(self, codebook, patch, size, channels=1):
@@ -439,7 +409,8 @@ class Patches:
         return F.fold(rows, self.size, self.patch, stride=self.patch)
 
 
-TOKENS = {"text": Text, "image": Patches}
+# by modality; a third one, such as audio, is an entry here and one of INPUTS
+TOKENS = Registry(text=Text, image=Patches)
 
 
 def padding(x, eos):
@@ -449,7 +420,7 @@ def padding(x, eos):
 
 
 def question(x, marks):
-    """True up to the last of the question marks, never to be found: (B, N) long -> (B, N) bool."""
+    """True up to the last question mark: that part is always given. (B, N) long -> (B, N) bool"""
     mark = torch.isin(x, torch.tensor(marks, device=x.device, dtype=x.dtype)).long()
     return mark.flip(1).cummax(1).values.flip(1).bool()
 
@@ -476,7 +447,7 @@ class PatchInput(nn.Module):
 
     def __init__(self, embedding, width):
         super().__init__()
-        self.register_buffer("vectors", embedding, persistent=False)
+        self.register_buffer("vectors", embedding.clone(), persistent=False)
         self.mlp = nn.Sequential(nn.Linear(embedding.shape[1], width), nn.GELU(),
                                  nn.Linear(width, width))
         self.own = nn.Parameter(0.02 * torch.randn(len(embedding), width))
@@ -489,7 +460,7 @@ class PatchInput(nn.Module):
         return torch.stack([i // math.isqrt(n), i % math.isqrt(n)], -1)
 
 
-INPUTS = {"text": WordInput, "image": PatchInput}
+INPUTS = Registry(text=WordInput, image=PatchInput)
 
 
 def rotary(places, width):
@@ -541,8 +512,8 @@ class Block(nn.Module):
 
 
 class Blocks(nn.Module):
-    """The small trunk: blocks of this file, from scratch."""
-    vocabulary = None                                       # no words of its own
+    """The small trunk: the blocks of this file, from scratch."""
+    vocabulary = {}                             # a trunk's own input and head, by modality
 
     def __init__(self, width=96, depth=4, heads=3):
         super().__init__()
@@ -560,51 +531,33 @@ class Blocks(nn.Module):
         return self.norm(h)
 
 
-class Given(types.SimpleNamespace):
-    """What a language model's body returns, of which only the last states are known."""
-    __getattr__, __getitem__ = lambda self, name: None, lambda self, i: self.last_hidden_state
-
-
-class OwnLogits(nn.Module):
-    """A causal language model from its body's states to its logits, which some scale or cap."""
-
-    def __init__(self, model):
-        super().__init__()
-        self.model, through = copy.copy(model), nn.Module()
-        through.forward = self.through
-        self.model._modules = model._modules | {model.base_model_prefix: through}
-
-    @staticmethod
-    def through(*_, inputs_embeds, **__):               # in the place of the body
-        return Given(last_hidden_state=inputs_embeds)
-
-    def forward(self, h):                               # (B, N, width) -> (B, N, V)
-        return self.model(inputs_embeds=h, use_cache=False).logits
-
-
 class Backbone(nn.Module):
     """The large trunk: a causal language model of `transformers` that looks both ways.
 
-    It has learned to predict token i from the state of token i − 1. With `shift`, so it stays:
-    `bos`, its token for the beginning, goes before the first, and the last state is dropped.
-    config: the model's as a dictionary; without `pretrained`, the model, its weights are random.
+    It has learned to predict token i from the state of token i − 1. With `shift` it stays so: the
+    token `bos` goes before the first, and the last state is dropped. config: the model's, as a
+    dictionary; pretrained: the model itself, without it the weights are random.
     """
 
-    def __init__(self, config, bos, shift=True, pretrained=None):
+    def __init__(self, config, bos, shift=True, pretrained=None, **sizes):
         from transformers import AutoConfig, AutoModelForCausalLM
         super().__init__()
         model = pretrained or AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
         self.body, self.bos, self.shift = model.base_model, bos, shift
-        self.vocabulary = nn.ModuleList([model.get_input_embeddings(), OwnLogits(model)])
-        self.width = self.vocabulary[0].embedding_dim
+        self.words = model.get_input_embeddings()
+        self.width = self.words.embedding_dim
+        self.vocabulary = {"text": nn.ModuleList([self.words, model.get_output_embeddings()])}
 
     def forward(self, h, places, visible, t):
-        """As of `Blocks`; a position is the number of those before it that mean something."""
-        visible = torch.ones_like(h[..., 0], dtype=torch.bool) if visible is None else visible
-        bos = self.vocabulary[0](torch.full((len(h), 1), self.bos, device=h.device))
-        h, visible = torch.cat([bos, h], 1), F.pad(visible, (1, 0), value=True)   # (B, 1+N, …)
-        mask = torch.zeros_like(visible, dtype=h.dtype)     # one of four dimensions is not made
-        mask = mask.masked_fill(~visible, torch.finfo(h.dtype).min)[:, None, None]      # causal
+        """As of `Blocks`; a token's place is the number of visible tokens before it."""
+        if visible is None:
+            visible = torch.ones_like(h[..., 0], dtype=torch.bool)
+        bos = self.words(torch.full((len(h), 1), self.bos, device=h.device))
+        h, visible = torch.cat([bos, h], 1), F.pad(visible, (1, 0), value=True)     # (B, 1+N, …)
+
+        # transformers adds no causal mask to a mask of four dimensions
+        mask = torch.zeros_like(visible, dtype=h.dtype)
+        mask = mask.masked_fill(~visible, torch.finfo(h.dtype).min)[:, None, None]
         h = self.body(inputs_embeds=h, attention_mask=mask.expand(-1, 1, h.shape[1], -1),
                       position_ids=visible.cumsum(1) - 1, use_cache=False).last_hidden_state
         return h[:, :-1] if self.shift else h[:, 1:]
@@ -614,21 +567,25 @@ TRUNKS = Registry(blocks=Blocks, backbone=Backbone)
 
 
 class Network(nn.Module):
-    """Inputs, trunk and heads over the modalities that are there, one after the other. tokens,
-    paths {name: an object}: a path may have more states than there are tokens to predict."""
+    """Inputs, trunk and heads over the modalities that are there, one after the other.
+
+    tokens, paths: {name: object}. A path may have more states than there are tokens to predict.
+    """
 
     def __init__(self, tokens, paths, trunk):
         super().__init__()
-        width, self.trunk, self.eos = trunk.width, trunk, {m: k.eos for m, k in tokens.items()}
+        width, self.trunk = trunk.width, trunk
+        self.eos = {m: kind.eos for m, kind in tokens.items()}
         self.input = nn.ModuleDict({m: INPUTS[m](p.embedding, width) for m, p in paths.items()})
-        self.head = nn.ModuleDict({m: nn.Linear(width, len(k.embedding))
-                                   for m, k in tokens.items()})
+        self.head = nn.ModuleDict({m: nn.Linear(width, len(kind.embedding))
+                                   for m, kind in tokens.items()})
         self.modality = nn.ParameterDict({m: 0.02 * torch.randn(width) for m in tokens})
-        self.free = nn.Parameter(0.02 * torch.randn(width))                 # "this is to be found"
-        if trunk.vocabulary:                                # it knows words: do not disturb them
-            self.input["text"].words, self.head["text"] = trunk.vocabulary
-            for vector in (self.free, *self.modality.values()):
-                nn.init.zeros_(vector)
+        self.free = nn.Parameter(0.02 * torch.randn(width))         # added where a token is free
+
+        for m, (words, head) in trunk.vocabulary.items():
+            self.input[m].words, self.head[m] = words, head
+            for vector in (self.free, *self.modality.values()):     # pretrained embeddings start
+                nn.init.zeros_(vector)                              # as they are
 
     def forward(self, x, free, t):
         """x, free {name: (B, N)} long, bool; t (B, 1, 1) or a number -> logits of p(x₁ | x_t),
@@ -636,9 +593,11 @@ class Network(nn.Module):
         h = torch.cat([self.input[m](x[m]) + self.modality[m] + free[m][..., None] * self.free
                        for m in x], 1)                                      # (B, ΣN, width)
         places = torch.cat([self.input[m].coordinates(x[m].shape[1]) for m in x])
-        visible = None                                      # of what is given, all but padding
+
+        visible = None                                      # all but the padding of given texts
         if any(self.eos[m] is not None for m in x):
             visible = torch.cat([free[m] | ~padding(x[m], self.eos[m]) for m in x], 1)
+
         t = torch.as_tensor(t, device=h.device, dtype=h.dtype).expand(len(h), 1, 1)
         h = self.trunk(h, places, visible, t).split([x[m].shape[1] for m in x], 1)
         return {m: self.head[m](h_m) for m, h_m in zip(x, h)}               # (B, N, V) each
@@ -655,33 +614,34 @@ def cross_entropy(path, p_1t, x_1, x_t, t):
 LOSSES = Registry(cross_entropy=cross_entropy)
 
 
+OPTIMIZERS = Registry(adamw=torch.optim.AdamW)
+
+
 class Fudoki(L.LightningModule):
     """Fills the free positions of some modalities, given the others.
 
     x is {"text": (B, T), "image": (B, I)} long, `free` the same with bool: True where a token has
     to be found. A modality that is not in the dictionary is not in the sequence.
     """
-    optimizer = torch.optim.AdamW
 
     def __init__(self, tokens, frequency=None, path="metric", path_options=None, trunk="blocks",
-                 trunk_options=None, pretrained=None, loss="cross_entropy", lr=6e-3,
-                 lr_new=3e-3, weight_decay=0.01, t_power=1., share=0.5, drop=0.1, freeze=0.,
-                 notes=None):
-        """tokens {name: arguments of its entry in TOKENS}, frequency {name: (V,)}; path, trunk and
-        loss: entries of PATHS, TRUNKS and LOSSES, with options; pretrained: a causal language
-        model for `Backbone` (a checkpoint restores what became of it); lr: the peak, lr_new: of
-        inputs and heads beside a backbone; t_power: see `loss`;
-        share: of a batch that is drawn, the rest is read; drop: how often either goes without the
-        other; freeze: share of the training in which a backbone's words stay; notes: a
-        dictionary for those who open the checkpoint. What is not learned is a hyperparameter."""
+                 trunk_options=None, pretrained=None, loss="cross_entropy", optimizer="adamw",
+                 lr=6e-3, lr_new=3e-3, t_power=1., share=None, drop=0.05, notes=None):
+        """tokens {name: arguments of its entry in TOKENS}; frequency {name: (V,)};
+        path, trunk, loss, optimizer: entries of PATHS, TRUNKS, LOSSES and OPTIMIZERS;
+        pretrained: a causal language model for `Backbone`, not kept as a hyperparameter;
+        lr: the peak; lr_new: the same for inputs and heads beside a pretrained model;
+        t_power: see `loss`; share {name: weight}: how many rows of a batch have this modality to
+        find, by default equally many; drop: how often a modality is left out of a batch;
+        notes: a dictionary for those who open the checkpoint."""
         super().__init__()
         self.save_hyperparameters(ignore="pretrained", logger=False)
         self.tokens = {m: TOKENS[m](*arguments) for m, arguments in tokens.items()}
         self.paths = nn.ModuleDict({
             m: PATHS[path](kind.embedding, (frequency or {}).get(m), **path_options or {})
             for m, kind in self.tokens.items()})
-        trunk_options = (trunk_options or {}) | ({"pretrained": pretrained} if pretrained else {})
-        self.net = Network(self.tokens, self.paths, TRUNKS[trunk](**trunk_options))
+        known = {"pretrained": pretrained} if pretrained else {}
+        self.net = Network(self.tokens, self.paths, TRUNKS[trunk](**trunk_options or {}, **known))
 
     # -- training: corrupt what is free, predict what was there
 
@@ -689,9 +649,13 @@ class Fudoki(L.LightningModule):
         """x_t ~ p_t(· | x₁) at these positions, x₁ at the others; t (B, 1, 1) or a number."""
         return {m: torch.where(where[m], corrupt(self.paths[m], x_1[m], t), x_1[m]) for m in x_1}
 
+    def mark_free(self, x, *names):
+        """`free` for x: True in these modalities but for their questions. {name: (B, N)} bool"""
+        return {m: ~question(x_m, self.tokens[m].marks) & (m in names) for m, x_m in x.items()}
+
     def weight(self, x_1, free):
-        """Of each position in the loss: 1 where it is free, but all padding of a row together
-        weighs as one token; then a row's are divided by their sum. {name: (B, N)} float"""
+        """Weights of the positions in the loss, of sum 1 in every row: those that are free weigh
+        the same, but all padding of a row together weighs as one token. {name: (B, N)} float"""
         weight = {}
         for m in x_1:
             pad = padding(x_1[m], self.tokens[m].eos) & free[m]
@@ -700,105 +664,87 @@ class Fudoki(L.LightningModule):
         return {m: w / n for m, w in weight.items()}
 
     def loss(self, x_1, free, t=None, of=cross_entropy):
-        """Mean loss of the free positions of a row, then of the batch, so that three words weigh
-        as much as 49 patches. t (B, 1, 1) or a number, by default u^t_power with u spread evenly:
-        any density of t has the same minimiser, and late t have little to teach.
+        """Mean loss of the free positions of a row, then of the rows, so that three words weigh as
+        much as 49 patches, and the accuracy: two scalars.
 
-        -> the loss and the accuracy, both a scalar."""
+        t (B, 1, 1) or a number, by default u^t_power, where u is spread evenly over any run of
+        rows, by steps of the golden ratio: late t have little to teach, and any density of t has
+        the same minimiser (tutorial, chapter 6).
+        """
         B, device = len(next(iter(x_1.values()))), self.device
         if t is None:
-            u = torch.rand(1, dtype=torch.float32, device=device)   # whatever the default is
-            u = (torch.arange(B, device=device) + u) / B
+            start = torch.rand(1, dtype=torch.float32, device=device)
+            u = (start + 0.618034 * torch.arange(B, dtype=torch.float32, device=device)) % 1
             t = (u ** self.hparams.t_power).view(B, 1, 1)
-        x_t, weight, loss, right = self.corrupt(x_1, free, t), self.weight(x_1, free), 0, 0
+
+        x_t = self.corrupt(x_1, free, t)
+        weight = self.weight(x_1, free)
+        loss, right = 0, 0
         for m, l in self.net(x_t, free, t).items():
             loss = loss + (of(self.paths[m], l, x_1[m], x_t[m], t) * weight[m]).sum() / B
             right = right + ((l.argmax(-1) == x_1[m]) * weight[m]).sum() / B
         return loss, right
 
-    def mark_free(self, x, *names):
-        """`free` of x where all of these modalities are free but questions, and nothing else."""
-        return {m: ~question(x_m, self.tokens[m].marks) & (m in names) for m, x_m in x.items()}
-
-    @torch.no_grad()
-    def bound(self, x_1, free, n=16, velocity=time_reversal):
-        """Upper bounds of −log p̂ of what is free, given the rest, in nats: (n, B), one for each
-        time T = ½/n, 1½/n … at which the process may stop. See the function of this name."""
-        cost = []
-        for T in (torch.arange(n) + 0.5).div(n).tolist():
-            x_t = self.corrupt(x_1, free, T)
-            p_1t = self.net(x_t, free, T)
-            cost.append(sum(
-                (bound(self.paths[m], p_1t[m], x_1[m], x_t[m], T, velocity) * f).sum(-1)
-                for m, f in free.items() if f.any()))
-        rate, rest = torch.stack(cost, 1)                                           # (n, B)
-        return (rate.cumsum(0) - rate / 2) / n + rest
-
     def task(self, x_1):
-        """Free positions for training: some rows are drawn, the others read. -> free, and which
-        rows are drawn (B,) bool"""
-        B, share = len(next(iter(x_1.values()))), self.hparams.share
-        share = share if len(x_1) > 1 else float("image" in x_1)
-        drawn = (torch.arange(B, device=self.device) * share) % 1 < share
+        """Gives every row one modality to find, as many rows to each as its share says: `free`."""
+        B = len(next(iter(x_1.values())))
+        share = [(self.hparams.share or {}).get(m, 1.) for m in x_1]
+        ends = [round(B * s / sum(share)) for s in itertools.accumulate(share)]
+
         free = self.mark_free(x_1, *x_1)
-        return {m: f & (drawn[:, None] == (m == "image")) for m, f in free.items()}, drawn
+        for m, start, end in zip(x_1, [0, *ends], ends):
+            free[m][:start] = free[m][end:] = False
+        return free
 
     def training_step(self, x_1, index):
-        """Lightning's hook: drawing and reading in one batch. Now and then pictures go without
-        their captions and captions without their pictures: what guidance compares with."""
-        (free, drawn), of = self.task(x_1), LOSSES[self.hparams.loss]
-        if len(x_1) == 1 or torch.rand(()) >= self.hparams.drop:
-            loss, accuracy = self.loss(x_1, free, of=of)
-        else:
-            a, b = (torch.stack(self.loss({m: x_1[m][rows]}, {m: free[m][rows]}, of=of))
-                    for m, rows in (("image", drawn), ("text", ~drawn)))
-            loss, accuracy = torch.lerp(b, a, drawn.float().mean())
+        """Lightning's hook: every row finds one modality, given the others. Now and then some are
+        left out of the batch: without its condition is what guidance compares with."""
+        present = {m: x for m, x in x_1.items() if torch.rand(()) >= self.hparams.drop} or x_1
+        loss, accuracy = self.loss(present, self.task(present), of=LOSSES[self.hparams.loss])
+        if len(present) < len(x_1) and torch.distributed.is_initialized():
+            loss = loss + 0 * sum(p.sum() for p in self.net.parameters())   # DDP wants them all
         self.log_dict({"loss": loss, "accuracy": accuracy}, prog_bar=True)
         return loss
 
     def validation_step(self, x_1, index):
-        """Lightning's hook: drawing and reading of held-out rows, every tenth of a batch at the
-        same t, with the same noise every time."""
+        """Lightning's hook: each modality of held-out rows, given the others, every tenth row at
+        the same t, with the same noise every time."""
         with torch.random.fork_rng():
             torch.manual_seed(index)
-            for i, m in itertools.product(range(min(10, len(next(iter(x_1.values()))))), x_1):
-                some, t = {name: x[i::10] for name, x in x_1.items()}, (i + 0.5) / 10
-                loss, accuracy = self.loss(some, self.mark_free(some, m), t)
-                for where in ("", f"_t{t:.2f}"):
-                    self.log_dict({f"val_{m}_loss{where}": loss, f"val_{m}_acc{where}": accuracy},
-                                  batch_size=len(some[m]), sync_dist=True)
+            for m, i in itertools.product(x_1, range(min(10, len(next(iter(x_1.values())))))):
+                part, t = {k: x[i::10] for k, x in x_1.items()}, (i + 0.5) / 10
+                loss, accuracy = self.loss(part, self.mark_free(part, m), t)
+                log = {f"val_{m}_loss": loss, f"val_{m}_acc": accuracy}
+                log |= {f"{name}_t{t:.2f}": value for name, value in log.items()}
+                self.log_dict(log, batch_size=len(part[m]), sync_dist=True)
 
     def configure_optimizers(self):
-        """Lightning's hook: the learning rate rises over the first 5 % of the steps and falls as a
-        cosine to 0. A backbone's words begin to learn when `freeze` of the steps are done, and
-        inputs and heads that are new beside it have a rate of their own; the matrices of a trunk
-        from scratch are a group, which train.py's Muon wants."""
-        steps = self.trainer.estimated_stepping_batches     # resumed, a run may have more of them
+        """Lightning's hook: the learning rate rises over the first 5 % of the steps, then falls as
+        a cosine to 0. The matrices of a trunk from scratch are a group of their own, for Muon, and
+        so is what is new beside a pretrained model."""
+        steps, net, lr = self.trainer.estimated_stepping_batches, self.net, self.hparams.lr
 
-        def rate(step, first=0):
-            cosine = (1 + math.cos(math.pi * step / steps)) / 2
-            return min((step + 1) / (0.05 * steps), cosine) * (step >= first)
+        def rate(step):
+            return min((step + 1) / (0.05 * steps), (1 + math.cos(math.pi * step / steps)) / 2)
 
-        late = functools.partial(rate, first=self.hparams.freeze * steps)
-        net, trunk, lr = self.net, self.net.trunk, self.hparams.lr
-        words = {*trunk.vocabulary.parameters()} if trunk.vocabulary else set()
-        matrices = set() if trunk.vocabulary else {p for p in trunk.parameters() if p.ndim == 2}
-        new = {*net.input.parameters(), *net.head.parameters()} - words
-        body = {*net.parameters()} - words - matrices - new
-        parts = ((body, lr), (words, lr), (matrices, lr),
-                 (new, self.hparams.lr_new if trunk.vocabulary else lr))
+        words = {p for pair in net.trunk.vocabulary.values() for p in pair.parameters()}
+        new = {*net.input.parameters(), *net.head.parameters()} - words if words else set()
+        matrices = set() if words else {p for p in net.trunk.parameters() if p.ndim == 2}
+        rest = {*self.parameters()} - new - matrices
         groups = [{"params": [p for p in self.parameters() if p in part], "lr": peak,
-                   "matrices": part is matrices} for part, peak in parts]
-        optimizer = self.optimizer(groups, betas=(0.9, 0.98),
-                                   weight_decay=self.hparams.weight_decay)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, [rate, late, rate, rate])
+                   "matrices": part is matrices}
+                  for part, peak in ((rest, lr), (matrices, lr), (new, self.hparams.lr_new))]
+
+        optimizer = OPTIMIZERS[self.hparams.optimizer](
+            groups, betas=(0.9, 0.98), weight_decay=0.01)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
         return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
 
     # -- generation: start from noise; predict, step, predict again
 
     def predict(self, x, noisy, t, guidance=1.):
-        """Logits of p(x₁ | x_t) at g = guidance: u + g (c − u) for every modality to be filled,
-        where u sees this modality only. g = 1 is off. ValueError: there is no other modality."""
+        """Logits of p(x₁ | x_t) with guidance g: u + g (c − u) for every modality to be filled,
+        c given all modalities and u this one alone; g = 1 is off. ValueError: nothing is given."""
         c = self.net(x, noisy, t)
         if guidance == 1:
             return c
@@ -815,40 +761,46 @@ class Fudoki(L.LightningModule):
         return {m: x_m.clamp(min=0) for m, x_m in x.items()}, {m: x_m < 0 for m, x_m in x.items()}
 
     def noisy(self, x, free):
-        """Free positions and, in a row of a modality that has some, all others but questions."""
+        """Which positions move: in a row of a modality that has free ones, all but questions."""
         asked = {m: question(x[m].masked_fill(f, -1), self.tokens[m].marks)
                  for m, f in free.items()}
         return {m: f | f.any(1, keepdim=True) & ~asked[m] for m, f in free.items()}
 
     def times(self, t, steps, late=1.):
-        """t < … < 1, steps + 1 of them: what is left to 1 falls as (1 − u)^late, u evenly."""
+        """t < … < 1, steps + 1 of them: 1 − t falls as (1 − u)^late with u evenly spaced."""
         return (1 - (1 - t) * (1 - torch.linspace(0, 1, steps + 1)) ** late).tolist()
 
     @torch.no_grad()
-    def generate(self, x, free, *, x_t=None, t=0., steps=8, late=1., step="race",
+    def generate(self, x, free, *, x_t=None, t=0., steps=8, late=1., step="race", velocity=None,
                  guidance=1., temperature=1.):
         """Fills the free positions of x: yields every state from noise to the answer, steps + 1.
-        In a part that is free, the given tokens move, too, towards what they are: as noisy as the
-        rest, which is all that training has shown. Questions stand still.
+
+        In a part that has free positions, the given tokens are as noisy as these and move towards
+        what they are, since training has shown nothing else. Questions stand still.
 
         x_t, t: the state to begin with and its time; without a state, x with the noise of that
-        time. late: see `times`; step: see `step_named`; guidance: see `predict`; temperature: of
-        x₁ ~ p(x₁ | x_t), 0 takes the likeliest. ValueError: steps < 1."""
+        time. late: see `times`; step: an entry of STEPS; velocity: of VELOCITIES, for Euler's
+        steps along it; guidance: see `predict`; temperature: of x₁ ~ p(x₁ | x_t), 0 takes the
+        likeliest. ValueError: steps < 1.
+        """
         if steps < 1:
             raise ValueError(f"steps must be at least 1, not {steps}")
         noisy = self.noisy(x, free)
+        move = functools.partial(euler, velocity=VELOCITIES[velocity]) if velocity else STEPS[step]
+
         x_t = self.corrupt(x, noisy, t) if x_t is None else x_t         # 1. x_t, at first noise
         yield x_t
         for t, s in itertools.pairwise(self.times(t, steps, late)):
-            p_1t, x_t = self.predict(x_t, noisy, t, guidance), dict(x_t)    # 2. what will it be?
-            move = step_named(step) if s < 1 else finish
+            p_1t = self.predict(x_t, noisy, t, guidance)                # 2. what will it be?
+            x_t = dict(x_t)
             for m in (m for m in x if noisy[m].any()):
-                path = self.paths[m]
-                if getattr(move, "posterior", False):
+                if getattr(move, "posterior", False) and s < 1:
                     p = (p_1t[m].float() / max(temperature, 1e-6)).softmax(-1)
                     x_1 = torch.where(free[m][..., None], p, F.one_hot(x[m], p.shape[-1]))
                 else:
                     x_1 = sample_x_1(p_1t[m], temperature).where(free[m], x[m])     # 3. x₁ ~ p_1t
-                x_s = move(path, x_t[m], x_1, t, s)                         # 4. a step towards it
+
+                step_m = move if s < 1 else finish                      # 4. a step towards it
+                x_s = step_m(self.paths[m], x_t[m], x_1, t, s)
                 x_t[m] = torch.where(noisy[m], x_s, x_t[m])
             yield x_t

@@ -6,7 +6,7 @@
     python sample.py --image picture.png        its caption
     python sample.py --image picture.png --ask "what digit"
     python sample.py --image picture.png "a bold ___ seven"         the missing word
-    python sample.py --image picture.png --keep top "a bold three"  draws the rest anew
+    python sample.py --image picture.png --keep top "a bold three"  draws the rest again
     python sample.py --image picture.png --from 0.5 "a bold seven"  another version of it
     python sample.py --text "The ___"           goes on; within it, ___ are three tokens
 
@@ -14,12 +14,10 @@ Whatever is not given is free, and one and the same function fills it.
 """
 import os
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")     # threads that wait do not spin
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")     # waiting threads must not block others
 
 import argparse
-import copy
 import functools
-import itertools
 import math
 import pathlib
 import random
@@ -37,11 +35,11 @@ from PIL import Image, ImageOps
 from torchvision.utils import make_grid, save_image
 from tqdm import tqdm
 
-from fudoki import STEPS, VELOCITIES, Fudoki, entry, question
+from fudoki import STEPS, VELOCITIES, Fudoki, Registry, entry, question
 
 DRAW = dict(steps=4, guidance=2., temperature=0.7)      # options of `generate` for pictures,
 READ = dict(steps=1, temperature=0.)                    # for captions,
-GAPS = dict(steps=8, temperature=0.)                    # for words that have to hear given ones
+GAPS = dict(steps=8, temperature=0.)                    # for captions of which words are given
 WRITE = dict(steps=64, temperature=0.7)                 # and for long texts
 
 
@@ -50,24 +48,21 @@ class InputError(ValueError):
 
 
 def command(main):
-    """main(argv) -> exit code: 0, 2 after one line about what a user or the disk got wrong, 130
-    after Ctrl-C. What a terminal cannot show is a question mark there; it may be closed early."""
+    """Decorates main(argv), which then returns an exit code: 0, 2 after one line on stderr about
+    what a user or the disk got wrong, 130 after Ctrl-C."""
     @functools.wraps(main)
     def wrapped(argv=None):
         for stream in (sys.stdout, sys.stderr):
-            if hasattr(stream, "reconfigure"):          # a notebook's has none
-                stream.reconfigure(errors="replace")
-        torch.set_flush_denormal(True)                  # numbers below 1e-38 are slow: 0
+            if hasattr(stream, "reconfigure"):          # a notebook's stream has no such method
+                stream.reconfigure(errors="replace")    # a terminal may not know "█"
+        torch.set_flush_denormal(True)                  # numbers below 1e-38 are slow on a CPU
+        warnings.simplefilter("ignore")                 # plans of libraries, not news for users
         try:
             main(argv)
-            sys.stdout.flush()
-            return 0
-        except BrokenPipeError:                         # nobody reads on: `… | head -1`
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0
         except (InputError, OSError) as error:
-            print(f"{pathlib.Path(sys.modules[main.__module__].__file__).name}: {error}",
-                  file=sys.stderr)
+            file = sys.modules[main.__module__].__file__
+            print(f"{pathlib.Path(file).name}: {error}", file=sys.stderr)
             return 2
         except KeyboardInterrupt:
             return 130
@@ -76,19 +71,21 @@ def command(main):
 
 # ---------------------------------------------------------------------- what one does with a model
 
+def first_line(error):
+    """What an exception of a library says, in one line."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def opened(path):
     """What is in a checkpoint. InputError: it is not there, damaged, or something else."""
     if not pathlib.Path(path).is_file():
         raise InputError(f"there is no checkpoint {path}; train one first: python train.py")
     try:
-        with zipfile.ZipFile(path) as parts:
-            if parts.testzip():                         # PyTorch does not look at the checksums
-                raise ValueError("its checksums are wrong")
-        saved = dict(torch.load(path, map_location="cpu", weights_only=True))
-        return {k: saved[k] for k in ("state_dict", "hyper_parameters")} | saved
-    except Exception as error:                          # whatever a file can do to these libraries
-        raise InputError(f"{path} is damaged, or no checkpoint of this version of fudoki "
-                         f"({first_line(error)[:99]})") from error
+        if zipfile.ZipFile(path).testzip():             # PyTorch does not check the checksums
+            raise ValueError("its checksums are wrong")
+        return dict(torch.load(path, map_location="cpu", weights_only=True))
+    except Exception as error:                          # a damaged file can cause any exception
+        raise InputError(f"{path} is damaged: {first_line(error)[:99]}") from error
 
 
 def open_model(path=None):
@@ -100,17 +97,16 @@ def open_model(path=None):
     path = pathlib.Path(path or found[-1])
     saved = opened(path)
     try:
-        model = Fudoki(**saved["hyper_parameters"])
+        options = saved["hyper_parameters"]
+        preset = (options.get("notes") or {}).get("preset", "")
+        if ":" in preset:                               # data of one's own may add a modality
+            Registry()[preset]
+        model = Fudoki(**options)
         model.load_state_dict(saved["state_dict"])
-        model.eval()
-        if not all(part.isfinite().all() for part in saved["state_dict"].values()):
-            raise ValueError("its weights are not finite")
-        with torch.random.fork_rng():                   # can it be used?
-            list(model.generate(*model.to_fill(1), steps=1))
     except Exception as error:
         raise InputError(f"{path} is no checkpoint of this version of fudoki, or needs a file "
                          f"that is not here ({first_line(error)[:99]})") from error
-    return model.to("cuda" if torch.cuda.is_available() else "cpu"), path
+    return model.eval().to("cuda" if torch.cuda.is_available() else "cpu"), path
 
 
 def defaults(model, what):
@@ -124,28 +120,29 @@ def take(x, rows):
 
 
 def fill(model, options, rows=500, best_of=1, **given):
-    """The last state of `generate`, `rows` at a time, fewer if they have many words, the best of
-    some: tokens {name: (B, N)}, −1 where free."""
+    """Tokens {name: (B, N)}, −1 where free -> the last state of `generate`, and of `best_of`
+    attempts the best. At most `rows` at a time, and at most 2²⁸ logits."""
     logits = best_of * sum(kind.length * len(kind.embedding) for kind in model.tokens.values())
-    parts, rows = [], max(1, min(rows, 2 ** 28 // logits))
+    rows = max(1, min(rows, 2 ** 28 // logits))
+    ends = []
     for i in range(0, len(next(iter(given.values()))), rows):
         some = {m: x[i:i + rows].repeat_interleave(best_of, 0) for m, x in given.items()}
         x, free = model.to_fill(len(next(iter(some.values()))), **some)
         *_, x = tqdm(model.generate(x, free, **options), "filling", options["steps"] + 1,
                      leave=False, delay=2)
-        parts.append(take(x, best(model, x, free, best_of)) if best_of > 1 else x)
-    return {m: torch.cat([x[m] for x in parts]) for m in parts[0]}
+        ends.append(take(x, best(model, x, free, best_of)) if best_of > 1 else x)
+    return {m: torch.cat([end[m] for end in ends]) for m in ends[0]}
 
 
 @torch.no_grad()
 def agreement(model, x, free):
-    """log p(text | picture) by the model's own reading, in one call, of all but the question that
-    was given when these positions were free: {name: (B, N)} each -> (B,)"""
-    words, marks = x["text"].masked_fill(free["text"], -1), model.tokens["text"].marks
-    free = {m: ~question(words, marks) if m == "text" else torch.zeros_like(f)
-            for m, f in free.items()}
-    l = model.net(model.corrupt(x, free, 0.), free, 0.)["text"].log_softmax(-1)
-    return (entry(l, x["text"])[..., 0] * free["text"]).sum(1)
+    """log p(text | the rest) by the model's own reading, in one call; a question that was given
+    when the positions `free` were filled does not count: {name: (B, N)} each -> (B,)"""
+    given = x["text"].masked_fill(free["text"], -1)
+    read = {m: torch.zeros_like(f) for m, f in free.items()}
+    read["text"] = ~question(given, model.tokens["text"].marks)
+    l = model.net(model.corrupt(x, read, 0.), read, 0.)["text"].log_softmax(-1)
+    return (entry(l, x["text"])[..., 0] * read["text"]).sum(1)
 
 
 def best(model, x, free, n):
@@ -155,16 +152,16 @@ def best(model, x, free, n):
 
 
 def complete(model, text):
-    """Words that are missing (−1), by what the model knows of words alone, when there is no
-    picture yet: (B, N) long -> (B, N) long."""
+    """Words that are missing (−1), drawn by what the model knows of words alone, before there is
+    a picture: (B, N) long -> (B, N) long."""
     x, free = {"text": text.clamp(min=0).to(model.device)}, {"text": (text < 0).to(model.device)}
-    *_, x = model.generate(x, free, **GAPS | dict(temperature=1.)) if free["text"].any() else [x]
+    if free["text"].any():
+        *_, x = model.generate(x, free, **GAPS | dict(temperature=1.))
     return x["text"]
 
 
 def draw(model, texts, best_of=1, **options):
-    """Pictures of B captions, the best of some: list of B strings -> (B, C, size, size) in
-    [0, 1]."""
+    """Pictures of B captions: list of B strings -> (B, C, size, size) in [0, 1]."""
     text = complete(model, model.tokens["text"].encode(texts))
     found = fill(model, defaults(model, "draw") | options, best_of=best_of, text=text)
     return model.tokens["image"].decode(found["image"])
@@ -172,11 +169,11 @@ def draw(model, texts, best_of=1, **options):
 
 def read(model, image, asked=None, **options):
     """Captions of B pictures, given as tokens (B, I), or what is `asked` about them with the
-    answers: list of B strings -> list of B strings. Given words are heard as steps go by."""
+    answers: list of B strings -> list of B strings. Beside given words it takes steps."""
     kind = model.tokens["text"]
     text = kind.encode(asked) if asked else torch.full((len(image), kind.length), -1)
-    heard = ((text >= 0) & ~question(text, kind.marks)).any(1) & (text < 0).any(1)
-    for rows, default in ((heard, GAPS), (~heard, defaults(model, "read"))):
+    gaps = ((text >= 0) & ~question(text, kind.marks)).any(1) & (text < 0).any(1)
+    for rows, default in ((gaps, GAPS), (~gaps, defaults(model, "read"))):
         if rows.any():
             some = dict(text=text[rows], image=image[rows.to(image.device)])
             text[rows] = fill(model, default | options, **some)["text"].cpu()
@@ -189,38 +186,22 @@ def write(model, texts, **options):
     return kind.decode(fill(model, WRITE | options, text=kind.encode(texts))["text"])
 
 
-# ------------------------------------------------------------------------------ pictures and words
-
-def first_line(error):
-    """What a library says, in one line."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
+# --------------------------------------------------------------------------- pictures and words in
 
 def open_picture(path):
-    """A picture file, upright, in mode L or RGB. InputError: it cannot be read, whatever its
-    decoder raises."""
+    """A picture file, upright, in mode L or RGB, on white where it is transparent. InputError: it
+    cannot be read."""
     try:
         with Image.open(path) as file:
-            return plain(ImageOps.exif_transpose(file))
-    except FileNotFoundError as error:
-        raise InputError(f"there is no picture {path}") from error
-    except Exception as error:
+            picture = ImageOps.exif_transpose(file)
+            if picture.mode[0] in "IF":                 # conversion would cut the brightness off
+                raise ValueError(f"it has mode {picture.mode}; save it with 8 bits per channel")
+            if picture.has_transparency_data:
+                picture = picture.convert("RGBA")
+                picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+            return picture.convert("L" if picture.mode in ("1", "L") else "RGB")
+    except Exception as error:                          # decoders raise whatever they like
         raise InputError(f"{path} is no picture that can be read: {first_line(error)}") from error
-
-
-def plain(picture):
-    """A picture of any mode in L or RGB: what is transparent on white, numbers of 16 and 32 bits
-    over whatever range they have, infinite ones at its ends."""
-    if picture.mode[0] in "IF":
-        values = np.asarray(picture, dtype=np.float64)
-        finite = values[np.isfinite(values)]
-        low, high = finite.min(), finite.max()
-        values = (values.clip(low, high) - low) / max(high - low, 1e-6)
-        picture = Image.fromarray((255 * np.nan_to_num(values)).astype(np.uint8))
-    if "A" in picture.mode or "transparency" in picture.info:
-        picture = picture.convert("RGBA")
-        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-    return picture.convert("L" if picture.mode in ("1", "L") else "RGB")
 
 
 def middle_square(picture, size, channels):
@@ -231,75 +212,58 @@ def middle_square(picture, size, channels):
 
 
 def training_form(grey, size):
-    """A digit as in training, light on black, whatever its ground is; if the size differs, cut
-    out, scaled to 20/28 of the side and put with its centre of mass in the middle: a picture in
-    mode L -> one of size × size, and what was done, in words. InputError: there is no stroke."""
-    resized, done = grey.size != (size, size), []
-    grey = grey.copy()
-    grey.thumbnail((10 * size, 10 * size))
-    pixels = np.asarray(grey, dtype=float) / 255
-    y, x = np.meshgrid(*(np.linspace(-1, 1, n) for n in pixels.shape), indexing="ij")
-    basis, edge = np.stack([x ** 0, x, y, x * x, x * y, y * y], -1), np.ones_like(x, dtype=bool)
-    edge[1:-1, 1:-1], weight = False, 1.
-    for _ in range(10):         # the ground, uneven as it may be: a paraboloid through the border
-        fit = np.linalg.lstsq(weight * basis[edge], (weight * pixels[edge, None])[:, 0])[0]
-        off = np.abs(pixels[edge] - basis[edge] @ fit)
-        weight = (off[:, None] + 0.01) ** -0.5          # by absolute deviations: it may have ink
-    ground = (basis @ fit).clip(0, 1)
-    low, high = np.quantile(pixels - ground, (2e-4, 1 - 2e-4))
-    if high < -low:
-        pixels, ground = 1 - pixels, 1 - ground
-        done.append("dark on light turned into light on dark")
-    ink = (pixels - ground) / (1 - ground).clip(0.05)   # as far towards white as it may be
-    noise, contrast = 1.5 * np.median(np.abs(ink[edge])), np.quantile(ink, 1 - 2e-4)
-    if max(high, -low) < 0.1 or contrast < 5 * noise or (ink > contrast / 2).mean() > 0.6:
-        raise InputError("the picture is empty: no stroke stands out from its ground")
-    if np.ptp(ground) > 0.05:
-        done.append("its uneven ground taken away")
-    if resized or high < -low or ground.max() > 0.05:
-        ink = ((ink - noise) / (contrast - noise)).clip(0, 1)
-        grey = Image.fromarray((255 * ink).round().astype(np.uint8))
-    if resized:
-        ink = grey.crop(grey.point(lambda value: 255 * (value > 76)).getbbox())
-        ink = ImageOps.contain(ink, [round(size * 20 / 28)] * 2, Image.Resampling.BILINEAR)
-        mass, corner = np.asarray(ink, dtype=float), []
-        for axis, n in enumerate(ink.size):
-            centre = (mass.sum(axis) * (np.arange(n) + 0.5)).sum() / mass.sum()
-            corner.append(min(max(0, round(size / 2 - centre)), size - n))
-        grey = Image.new("L", (size, size))
-        grey.paste(ink, tuple(corner))
-        done.append(f"cut out, scaled and centred in {size}×{size}")
-    return grey, done
+    """A digit on evenly lit paper as training had it: light on black, 20/28 of the side, its
+    centre of mass in the middle. Mode L -> mode L, size × size. InputError: no stroke is seen."""
+    pixels = np.asarray(grey, dtype=float)
+    edge = np.concatenate([pixels[[0, -1]].ravel(), pixels[:, [0, -1]].ravel()])
+    paper = np.median(edge)
+    if grey.size == (size, size) and paper == 0:        # it has this form
+        return grey
+
+    # the paper becomes black, the ink white
+    pixels, noise = pixels - paper, 3 * np.median(abs(edge - paper))
+    if pixels.max() < -pixels.min():
+        pixels = -pixels
+    ink = ((pixels - noise) / max(pixels.max() - noise, 1)).clip(0, 1)
+    if pixels.max() < 25 + noise or (ink > 0.5).mean() > 0.5:
+        raise InputError("the picture is empty, or its light uneven: no stroke stands out")
+
+    grey = Image.fromarray((255 * ink).round().astype(np.uint8))
+    if grey.size == (size, size):
+        return grey
+
+    # cut out, scaled, centred
+    grey = grey.crop(grey.point(lambda value: 255 * (value > 76)).getbbox())
+    grey = ImageOps.contain(grey, [round(size * 20 / 28)] * 2, Image.Resampling.BILINEAR)
+    mass, centred = np.asarray(grey, dtype=float), Image.new("L", (size, size))
+    row, column = (np.indices(mass.shape) * mass).sum((1, 2)) / mass.sum() + 0.5
+    centred.paste(grey, (round(size / 2 - column), round(size / 2 - row)))
+    return centred
 
 
 def load_picture(path, model):
-    """A picture file as the model's training saw them: -> (1, C, size, size); says what was done.
-    InputError: it cannot be read."""
-    picture = open_picture(path)
-    said, patches = [f"{picture.width}×{picture.height} {picture.mode}"], model.tokens["image"]
-    done = ["its middle square"]
+    """A picture file in the form of the model's training -> (1, C, size, size). InputError: it
+    cannot be read."""
+    picture, patches = open_picture(path), model.tokens["image"]
+    print(f"{path}: {picture.width}×{picture.height} {picture.mode}, as the model sees it:")
     if model.hparams.notes["form"] == "digit":
-        picture, done = training_form(picture.convert("L"), patches.size)
-    image = middle_square(picture, patches.size, patches.channels)
-    print(f"{path}: {'; '.join(said + done)}")
-    return image[None]
+        picture = training_form(picture.convert("L"), patches.size)
+    return middle_square(picture, patches.size, patches.channels)[None]
 
 
 def encode(model, text, n, drawn):
-    """A text as tokens of n rows (n, N), −1 where free. Where training knew all captions there
-    are, words may be left out and in any order: for a picture that is `drawn` chance chooses one
-    of these captions, else they are free. InputError: unknown words, or too many."""
+    """A text as tokens of n rows (n, N), −1 where free. Where training knew all captions, a
+    picture that is `drawn` needs only some words, in any order: chance chooses a caption that has
+    them. InputError: unknown words, or too many."""
     captions, texts = model.hparams.notes["captions"], [text or "___"] * n
-    if captions and "___" not in text and "?" not in text:
+    if drawn and captions and "___" not in text:
         said = set(re.findall(r"\w+", text.lower()))
         fitting = [caption for caption in captions if said <= set(caption.split())]
         if not fitting:
             words = sorted({word for caption in captions for word in caption.split()})
             raise InputError(f"'{text}' is not part of a caption such as '{captions[-1]}'; "
                              f"known are {', '.join(words)}")
-        always = set.intersection(*(set(caption.split()) for caption in captions))
-        texts = random.choices(fitting, k=n) if drawn else [" ".join(
-            word if word in said | always else "___" for word in fitting[0].split())] * n
+        texts = random.choices(fitting, k=n)
     try:
         return model.tokens["text"].encode(texts)
     except ValueError as error:
@@ -309,120 +273,60 @@ def encode(model, text, n, drawn):
 def region(name, side):
     """Which of side × side patches lie in a region such as top, 0:0-2:6 or not 0:0-2:6: (side²,)
     bool. InputError: there is no such region."""
-    half, last = side // 2, side - 1
-    named = {"top": f"0:0-{half - 1}:{last}", "bottom": f"{side - half}:0-{last}:{last}",
-             "left": f"0:0-{last}:{half - 1}", "right": f"0:{side - half}-{last}:{last}"}
-    others, name = name.startswith("not "), name.removeprefix("not ")
-    found = re.fullmatch(r"(\d+):(\d+)-(\d+):(\d+)", named.get(name, name))
-    top, left, bottom, right = map(int, found.groups()) if found else (1, 1, 0, 0)
+    half, last, place = side // 2, side - 1, name.removeprefix("not ")
+    named = {"top": (0, 0, half - 1, last), "bottom": (side - half, 0, last, last),
+             "left": (0, 0, last, half - 1), "right": (0, side - half, last, last)}
+    n = re.fullmatch(r"(\d+):(\d+)-(\d+):(\d+)", place)
+    top, left, bottom, right = map(int, n.groups()) if n else named.get(place, (1, 1, 0, 0))
+
     if not (top <= bottom < side and left <= right < side):
         raise InputError(f"--keep {name} has to be top, bottom, left, right or ROW:COL-ROW:COL, "
                          f"rows and columns of patches from 0 to {last}")
     inside = torch.zeros(side, side, dtype=torch.bool)
     inside[top:bottom + 1, left:right + 1] = True
-    return inside.flatten() ^ others
+    return inside.flatten() ^ name.startswith("not ")
 
 
-# ------------------------------------------------------------------------------- what comes of it
+# -------------------------------------------------------------------------- pictures and words out
 
 def preview(images):
     """Prints as many pictures (B, C, H, W) side by side as fit, two rows of pixels to a line."""
     fit = max(1, shutil.get_terminal_size().columns // images.shape[-1])
     wide = torch.cat(list(images[:fit].mean(1).cpu()), 1)
-    lines = F.avg_pool2d(wide[None], (2, 1))[0].clamp(0, 1)
-    shades = " ░▒▓█"
-    try:
-        shades.encode(sys.stdout.encoding or "utf-8")
-    except UnicodeError:
-        shades = " .+%@"
-    for line in (4 * lines).round().long().tolist():
-        print("".join(shades[level] for level in line).rstrip())
-
-
-def framed(pictures, changed, patch, zoom):
-    """Enlarged pictures (B, C, H, W), in colour, with a frame around patches that changed (B, I)
-    -> (B, 3, zoom·H, zoom·W)"""
-    B, C, H, W = pictures.shape
-    big = F.interpolate(pictures.clamp(0, 1).expand(B, 3, H, W), scale_factor=zoom)
-    edge = torch.ones(zoom * patch, zoom * patch, dtype=torch.bool, device=big.device)
-    edge[1:-1, 1:-1] = False
-    where = torch.kron(changed.view(B, 1, H // patch, -1).long(), edge.long()).bool()
-    return torch.where(where, torch.tensor([1., 0.5, 0.], device=big.device).view(3, 1, 1), big)
+    for line in (4 * F.avg_pool2d(wide[None], (2, 1))[0].clamp(0, 1)).round().long().tolist():
+        print("".join(" ░▒▓█"[level] for level in line).rstrip())
 
 
 def film(states, model, path):
-    """Writes a generation as an animation, and a strip of it with the number of changes of every
-    patch at its end: path, path_strip.png. -> their names"""
-    patches, images = model.tokens["image"], [state["image"] for state in states]
-    still = torch.zeros_like(images[0], dtype=torch.bool)
-    changed = [still, *(a != b for a, b in zip(images, images[1:])), still]
-    zoom = max(1, 112 // patches.size)
-    frames = [framed(patches.decode(x), c, patches.patch, zoom)
-              for x, c in zip([*images, images[-1]], changed)]
-    grids = [make_grid(frame, math.ceil(len(still) ** 0.5), pad_value=0.3) for frame in frames]
-    grids = [Image.fromarray((255 * g).byte().permute(1, 2, 0).cpu().numpy()) for g in grids]
-    grids[0].save(path, save_all=True, append_images=grids[1:], loop=0,
-                  duration=[max(80, 2400 // len(grids))] * (len(grids) - 1) + [2000])
-    count = sum(c.float() for c in changed)
-    side = math.isqrt(count.shape[1])
-    count = (count / count.amax().clamp(min=1)).view(-1, 1, side, side)
-    count = F.interpolate(count, frames[0].shape[-2:]).expand_as(frames[0])
-    shown = sorted({round(i * (len(frames) - 2) / 8) for i in range(9)})
-    strip = torch.stack([*(frames[i] for i in shown), count], 1)[:8]    # (≤ 8, ≤ 10, 3, H, W)
-    name = path.with_name(path.stem + "_strip.png")
-    save_image(strip.flatten(0, 1), name, nrow=strip.shape[1], pad_value=0.3)
-    return path, name
+    """Writes the pictures of a generation as an animated GIF."""
+    frames = []
+    for state in states:
+        pictures = model.tokens["image"].decode(state["image"]).clamp(0, 1)
+        grid = make_grid(F.interpolate(pictures, scale_factor=4), math.ceil(len(pictures) ** 0.5))
+        frames.append(Image.fromarray((255 * grid).byte().permute(1, 2, 0).cpu().numpy()))
+    frames[0].save(path, "GIF", save_all=True, append_images=frames[1:], loop=0,
+                   duration=[max(80, 2400 // len(frames))] * (len(frames) - 1) + [2000])
 
 
 def present(states, free, model, given):
-    """The result: pictures, films, texts, to files and then to the terminal."""
+    """The result: pictures and a film to files, a preview and texts to the terminal."""
     last, words = states[-1], model.tokens["text"]
-    films = film(states, model, given.gif) if given.gif else ()
     if "image" in free and free["image"].any():
         pictures = model.tokens["image"].decode(last["image"]).clamp(0, 1)
-        save_image(F.interpolate(pictures, scale_factor=4), given.out,
+        save_image(F.interpolate(pictures, scale_factor=4), given.out, format="png",
                    nrow=math.ceil(len(pictures) ** 0.5), padding=8, pad_value=0.3)
         preview(pictures)
-        print(f"{given.out}: {len(pictures)} picture{'s' * (len(pictures) > 1)}")
-    for name, what in zip(films, ("the generation", "the same, changes per patch at the end")):
-        print(f"{name}: {what}")
-    if "text" not in last:
-        print("\n".join(read(model, last["image"])))
+        print(f"{given.out}: {len(pictures)} drawn")
+    if given.gif:
+        film(states, model, given.gif)
+
+    if "text" not in last:                              # changed without a caption
+        texts = read(model, last["image"])
     elif given.ask:
-        answers = (x[f][None] for x, f in zip(last["text"], free["text"]))
-        print("\n".join(words.decode(answer)[0] for answer in answers))
+        texts = [words.decode(x[f][None])[0] for x, f in zip(last["text"], free["text"])]
     else:
-        if free["text"].any() and len(states) > 2:                      # the first as it settles
-            for i in sorted({round(i * (len(states) - 1) / 8) for i in range(9)}):
-                line = words.decode(states[i]["text"][:1])[0].replace("\n", "⏎")
-                print(f"{i:4}  {line[:shutil.get_terminal_size().columns - 8]}")
         texts = words.decode(last["text"])
-        if texts != [given.prompt] * len(texts):
-            print("\n".join(texts))
-
-
-def knowing(model, end):
-    """The model as if it had predicted this state from the beginning."""
-    model, sizes = copy.copy(model), {m: len(kind.embedding) for m, kind in model.tokens.items()}
-    model.predict = lambda x, *_: {m: 1e4 * F.one_hot(end[m], sizes[m]) for m in x}
-    return model
-
-
-def departures(states, free):
-    """How often a free token leaves the value that it ends with, on average."""
-    return torch.cat([sum(((a[m] == states[-1][m]) & (b[m] != a[m])).float()
-                          for a, b in itertools.pairwise(states))[free[m]] for m in free]).mean()
-
-
-def count(model, states, free, options, t=0.):
-    """Prints the network calls, and how often tokens left what they end with: as the path has it,
-    by `knowing`, and in truth. What is above the path's is a change of mind."""
-    guided = options.get("guidance", 1) != 1
-    calls = options["steps"] * (1 + guided * sum(bool(f.any()) for f in free.values()))
-    path = knowing(model, states[-1]).generate(states[0], free, x_t=states[0], t=t, **options)
-    print(f"{calls} network call{'s' * (calls > 1)}; a token left what it ends with "
-          f"{departures(states, free):.2f} times on average, {departures([*path], free):.2f} "
-          "times if that is known from the start")
+    print("\n".join(texts))
 
 
 # ------------------------------------------------------------------------------- the command line
@@ -431,115 +335,96 @@ SEED = 0, 2 ** 32 - 1       # the numbers that seed everything
 
 
 def number(kind, least, most=math.inf):
-    """An argparse type: a finite int or float from least to most."""
+    """An argparse type: an int or float from least to most."""
     def parsed(text):
-        value = kind(text)
-        if not (least <= value <= most and math.isfinite(value)):
-            raise argparse.ArgumentTypeError(f"{text} has to be at least {least}"
-                                             + f" and at most {most}" * (most < math.inf))
-        return value
+        if not (least <= kind(text) <= most and kind(text) < math.inf):
+            raise argparse.ArgumentTypeError(f"{text} has to be from {least} to {most}")
+        return kind(text)
     parsed.__name__ = kind.__name__
     return parsed
 
 
-def named(*registries):
-    """argparse's type and metavar of an entry of these dictionaries, or of FILE:NAME, which the
-    last of them looks for: see `Registry`."""
-    known = [name for registry in registries for name in registry]
+def named(registry):
+    """argparse's type and metavar of an entry of a Registry, or of FILE:NAME."""
+    known = ", ".join([*registry, "FILE:NAME"])
 
     def parsed(text):
         try:
-            return text if text in known else registries[-1][text] and text
+            registry[text]
+            return text
         except KeyError as error:
-            raise argparse.ArgumentTypeError(
-                f"invalid choice: {text!r} (choose from {', '.join(known)}, or FILE:NAME of a "
-                "FILE.py here that mentions fudoki and has this name)") from error
-    return dict(type=parsed, metavar=f"{{{','.join(known)},FILE:NAME}}")
-
-
-def file(ending):
-    """An argparse type: a file with this ending that can be written."""
-    def parsed(text):
-        path = pathlib.Path(text)
-        there = path if path.is_file() else path.resolve().parent
-        if path.suffix.lower() != ending or path.is_dir() or not os.access(there, os.W_OK):
-            raise argparse.ArgumentTypeError(f"{text} has to be a name ending in {ending}, in a "
-                                             "folder that exists and can be written to")
-        return path
-    return parsed
+            raise argparse.ArgumentTypeError(f"invalid choice: {text!r} (choose from {known}, or "
+                                             "NAME of a FILE.py that mentions fudoki)") from error
+    return dict(type=parsed, metavar=f"{{{known}}}")
 
 
 def add_generation(parser):
     """The options of `generate`, as flags; None where the default depends on what is free."""
-    parser.add_argument("--steps", type=number(int, 1), help=f"default: {DRAW['steps']} to draw, "
-                        f"{READ['steps']} to read, {GAPS['steps']} to fill a caption, "
-                        f"{WRITE['steps']} to write")
-    parser.add_argument("--late", type=number(float, 0.01), help="above 1, more of the steps are "
-                        "late, and those are short: 1 − t falls as (1 − u)^late, u evenly "
-                        "(default: 1, scenes 2)")
-    parser.add_argument("--step", **named(VELOCITIES, STEPS), default="race",
-                        help="default: race; a velocity is a step of Euler along it")
-    parser.add_argument("--guidance", type=number(float, -1e3, 1e3), help="g of u + g(c − u), 1 "
-                        f"is off (default: {DRAW['guidance']:g} to draw, 1 for text)")
+    parser.add_argument("--steps", type=number(int, 1),
+                        help="default: 4 to draw, 1 to read, 8 to fill a caption, 64 to write")
+    parser.add_argument("--late", type=number(float, 0.01), help="1 − t falls as (1 − u)^late")
+    parser.add_argument("--step", **named(STEPS), help="default: race")
+    parser.add_argument("--velocity", **named(VELOCITIES), help="Euler's steps along this one")
+    parser.add_argument("--guidance", type=number(float, -1e3, 1e3),
+                        help="g of u + g(c − u), 1 is off (default: 2 to draw, 1 for text)")
     parser.add_argument("--temperature", type=number(float, 0), help="of x₁ ~ p(x₁ | x_t), 0 is "
-                        f"greedy (default: {DRAW['temperature']:g} to draw, "
-                        f"{READ['temperature']:g} to read, {WRITE['temperature']:g} to write)")
+                        "greedy (default: 0.7 to draw and to write, 0 to read)")
 
 
 def generation(given):
-    """What was given of them, as options of `generate`."""
-    return {name: value for name in ("steps", "late", "step", "guidance", "temperature")
-            if (value := getattr(given, name)) is not None}
+    """The options of `generate` that were given."""
+    names = ("steps", "late", "step", "velocity", "guidance", "temperature")
+    return {name: vars(given)[name] for name in names if vars(given)[name] is not None}
 
 
 def parse(argv=None):
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, prog="sample.py", allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("prompt", nargs="*", help='what to draw, e.g. "a bold slanted seven", '
-                        "or the text to be filled")
-    parser.add_argument("--text", help="the same: a caption, or the text to be filled")
-    parser.add_argument("--image", help="a picture to read or to change: any size, colour or grey")
-    parser.add_argument("--ask", help="a question about the picture")
-    parser.add_argument("--keep", help="part of the picture to keep: top, bottom, left, right or "
-                        "ROW:COL-ROW:COL in patches, counted from 0, both ends included; "
-                        "'not 1:1-2:2' keeps all others")
-    parser.add_argument("--from", type=number(float, 0, 0.999), dest="from_t", metavar="T",
-                        help="start from the picture as it is at time T, between 0 (noise) and 1 "
-                        "(untouched)")
-    parser.add_argument("--checkpoint", help="default: the newest under runs/")
-    parser.add_argument("--n", type=number(int, 1),
-                        help="pictures to draw (default: 16), texts to write (1)")
-    parser.add_argument("--best-of", type=number(int, 1), default=1, metavar="N", help="draw N "
-                        "for each, keep the one of which the model itself reads the caption best")
+    add = parser.add_argument
+    add("prompt", nargs="*", help='what to draw, e.g. "a bold slanted seven", or a text to fill')
+    add("--text", help="the same: a caption, or the text to be filled")
+    add("--image", help="a picture to read or to change: any size, colour or grey")
+    add("--ask", help="a question about the picture")
+    add("--keep", help="part of the picture to keep: top, bottom, left, right or ROW:COL-ROW:COL "
+        "in patches, counted from 0, both ends included; 'not 1:1-2:2' keeps all others")
+    add("--from", type=number(float, 0, 0.999), dest="from_t", metavar="T",
+        help="start from the picture as it is at time T, from 0 (noise) to 1 (untouched)")
+    add("--checkpoint", help="default: the newest under runs/")
+    add("--n", type=number(int, 1), help="pictures to draw (default: 16), texts to write (1)")
+    add("--best-of", type=number(int, 1), default=1, metavar="N",
+        help="draw N for each, keep the one whose caption the model itself reads best")
+    add("--seed", type=number(int, *SEED), help="default: another one every time")
+    add("--out", default="samples.png", help="the PNG file to write (default: samples.png)")
+    add("--gif", help="a file for a film of the generation")
     add_generation(parser)
-    parser.add_argument("--seed", type=number(int, *SEED),
-                        help="default: another result every time")
-    parser.add_argument("--out", type=file(".png"), default="samples.png",
-                        help="the picture (default: samples.png)")
-    parser.add_argument("--gif", type=file(".gif"),
-                        help="a film of the generation; beside it a strip, _strip.png")
     given = parser.parse_args(argv)
     given.prompt = " ".join(given.prompt + ([given.text] if given.text else []))
     given.changes = given.keep is not None or given.from_t is not None
-    if not given.image and (given.ask or given.changes):
-        parser.error("--ask, --keep and --from need a picture, --image")
-    if given.ask and (given.prompt or given.changes):
-        parser.error("--ask goes with a picture alone, without a caption, --keep or --from")
+    if given.ask and (given.prompt or given.changes) or not given.image and (
+            given.ask or given.changes):
+        parser.error("--ask, --keep and --from need a picture, --image; --ask nothing else")
     return given
+
+
+def check(given, model):
+    """InputError: this model, or what is asked of it, does not go with an option."""
+    guided = given.guidance not in (None, 1)
+    if "image" not in model.tokens and (given.image or given.gif or given.best_of > 1 or guided):
+        raise InputError("this model knows texts only: no --image, --gif, --best-of, --guidance")
+    if given.ask and not model.hparams.notes["asks"]:
+        raise InputError("this model has learned no questions; train.py --ask teaches them")
+    if given.gif and given.image and not given.changes:
+        raise InputError("--gif shows how a picture is drawn; this one is given")
+    if given.changes and not given.prompt and (given.best_of > 1 or guided):
+        raise InputError("--best-of and --guidance need a caption")
 
 
 def given_and_free(given, model, n):
     """What is given, and which positions are free: x, free {name: (n, N)}, n rows alike.
-    InputError: this model cannot do that, or nothing is left to fill."""
-    patches, known, text = model.tokens.get("image"), {}, given.prompt
-    guided = given.guidance not in (None, 1)
-    if not patches and (given.image or given.gif or given.best_of > 1 or guided):
-        raise InputError("this model knows texts only: no --image, --gif, --best-of, --guidance")
-    if given.ask:
-        if not model.hparams.notes["asks"]:
-            raise InputError("this model has learned no questions; train.py --ask teaches them")
-        text = given.ask.rstrip(" ?") + "? ___"
+    InputError: nothing is left to fill."""
+    patches, known = model.tokens.get("image"), {}
+    text = given.ask.rstrip(" ?") + "? ___" if given.ask else given.prompt
     if given.image:
         image = patches.encode(load_picture(given.image, model).to(model.device)).expand(n, -1)
         preview(patches.decode(image[:1]))
@@ -548,21 +433,18 @@ def given_and_free(given, model, n):
             keep |= region(given.keep, math.isqrt(patches.length)).to(keep.device)
         known["image"] = image.where(keep, -1)
     if text or not given.image:
-        drawn = patches and (given.changes or not given.image)  # first the words, then the picture
+        drawn = patches and (given.changes or not given.image)
         text = encode(model, text, n, drawn)
-        known["text"] = complete(model, text) if drawn else text
+        known["text"] = complete(model, text) if drawn else text    # words first, then a picture
+
     x, free = model.to_fill(n, **known)
     if given.image:
-        x["image"] = image                                      # a draft where it is free
+        x["image"] = image                              # where it is free, --from starts from it
     if given.changes and "text" not in known:
-        del x["text"], free["text"]                             # no caption, no guidance
+        del x["text"], free["text"]                     # no caption: guidance has to be off
     if not any(f.any() for f in free.values()):
         raise InputError("all is given, nothing is left to fill: ___ is a blank, --keep and "
                          "--from change a picture")
-    if given.gif and not free["image"].any():
-        raise InputError("--gif shows how a picture is drawn; this one is given")
-    if "text" not in x and (given.best_of > 1 or guided):
-        raise InputError("--best-of and --guidance need a caption")
     return x, free
 
 
@@ -570,8 +452,8 @@ def given_and_free(given, model, n):
 def main(argv=None):
     """Fills what is free, and shows it."""
     given = parse(argv)
-    warnings.simplefilter("ignore")                     # what libraries plan is no news for users
     model, path = open_model(given.checkpoint)
+    check(given, model)
     print(f"{path}, trained on {model.hparams.notes['data']}")
     if given.seed is not None:
         L.seed_everything(given.seed, verbose=False)
@@ -579,22 +461,17 @@ def main(argv=None):
     n = given.n or (1 if writing or reading else 16)
     x, free = given_and_free(given, model, n)
     x, free = ({m: a.repeat_interleave(given.best_of, 0) for m, a in y.items()} for y in (x, free))
+
     default = (WRITE if writing else GAPS if reading and given.prompt
                else defaults(model, "read" if reading else "draw"))
-    options = default | generation(given)
-    if len(x) == 1:
-        options["guidance"] = 1.
-    try:
-        states = list(tqdm(model.generate(x, free, t=given.from_t or 0., **options), "steps",
-                           options["steps"] + 1, leave=False, delay=2))
-    except ValueError as error:
-        raise InputError(str(error)) from error
+    options = default | generation(given) | ({} if len(x) > 1 else dict(guidance=1.))
+    states = list(tqdm(model.generate(x, free, t=given.from_t or 0., **options), "steps",
+                       options["steps"] + 1, leave=False, delay=2))
     if given.best_of > 1:
         rows = best(model, states[-1], free, given.best_of)
         states, free = [take(state, rows) for state in states], take(free, rows)
-    present(states, free, model, given)
-    count(model, states, free, options, given.from_t or 0.)
 
+    present(states, free, model, given)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")     # before torch is imported
-sys.path.insert(0, str(Path(__file__).parent.parent))
+ROOT = Path(__file__).parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tests/worlds"), str(ROOT / "tests/bench")]
 
 import pytest                                           # noqa: E402
 import torch                                            # noqa: E402
@@ -66,8 +67,17 @@ def pytest_terminal_summary(terminalreporter, config):
             terminalreporter.write_line(line)
 
 
-@pytest.fixture
-def no_judge(monkeypatch):
-    """Reports come from a judge that has learned nothing, which saves seconds."""
+@pytest.fixture(scope="session")
+def world():
+    """tests/worlds/digits.py, as train.py has it."""
+    import digits
+
     import train
-    monkeypatch.setattr(train.Judge, "fit", lambda judge, *data: judge)
+    train.DATA["smoke"] = digits.Rendered
+    return digits
+
+
+@pytest.fixture
+def no_judge(monkeypatch, world):
+    """Reports come from a judge that has learned nothing, which saves seconds."""
+    monkeypatch.setattr(world.Judge, "fit", lambda judge, *data: judge)

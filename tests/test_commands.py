@@ -1,7 +1,7 @@
 """What a user types: every command works, and every mistake ends in one line and exit code 2."""
 import csv
 import gzip
-import os
+import itertools
 import re
 import resource
 import shlex
@@ -29,7 +29,7 @@ PICTURE = "runs/smoke/picture.png"
 
 
 @pytest.fixture(scope="session")
-def smoke(tmp_path_factory):
+def smoke(tmp_path_factory, world):
     """A folder in which `python train.py --preset smoke` was run, a fifth shorter."""
     folder = tmp_path_factory.mktemp("smoke")
     with pytest.MonkeyPatch.context() as patch:
@@ -64,14 +64,11 @@ def test_smoke_learns_and_reports(smoke):
     assert {p.name for p in run.iterdir()} == \
         {"model.ckpt", "samples", "log", "report.csv", "picture.png"}
     rows = {row["what"].split(",")[0]: row for row in csv.DictReader(open(run / "report.csv"))}
-    assert set(rows) == {"judge", "ceiling", "drawing", "reading", "bits per picture",
-                         "answers"}
+    assert set(rows) == {"judge", "ceiling", "drawing", "reading", "answers"}
     assert float(rows["judge"]["digit"]) > 0.9
     for what, digit, caption in (("drawing", 0.8, 0.75), ("reading", 0.85, 0.7)):
         assert float(rows[what]["digit"]) > digit and float(rows[what]["caption"]) > caption
-    bits = rows["bits per picture"]                 # at most log₂ V a patch, 3 + log₂ 10 a caption
-    assert 20 < float(bits["digit"]) < 16 * 7 and 0 < float(bits["caption"]) < 5
-    assert rows["drawing"]["calls"] == "8" and "rendered" in rows["reading"]["data"]
+    assert "rendered" in rows["reading"]["data"] and rows["reading"]["frechet"] == ""
     log = list(csv.DictReader(open(next(run.glob("log/*/metrics.csv")))))
     last = [row for row in log if row["val_image_loss_t0.05"]][-1]
     assert float(last["val_image_loss_t0.05"]) > float(last["val_image_loss_t0.95"])
@@ -92,7 +89,7 @@ def test_checkpoint_holds_all_of_the_averaged_model(here):
     torch.manual_seed(0)                                        # the last grid again: same weights
     texts = train.Digits.examples
     save_image(sample.draw(model, texts), here / "again.png", nrow=10)
-    grid = sorted(here.glob("runs/smoke/samples/*.png"))[-1]
+    grid = sorted(here.glob("runs/smoke/samples/step*.png"))[-1]
     again, grid = (np.asarray(Image.open(path)) for path in (here / "again.png", grid))
     assert (again == grid).mean() > 0.999
 
@@ -116,59 +113,70 @@ def killed():
     raise Killed
 
 
-def test_a_signal_leaves_a_checkpoint_and_resume_goes_on(no_judge, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_leaves_a_checkpoint_and_resume_goes_on(number, no_judge, tmp_path, monkeypatch,
+                                                         capsys):
+    """Bit for bit as without a break, and so it does after SIGKILL, from the last checkpoint."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(train, "bits", lambda *arguments: 1.)       # saves seconds
-    before, path = signal.getsignal(signal.SIGTERM), tmp_path / "runs/smoke/model.ckpt"
-    arguments = ["--preset", "smoke", *TINY, "--steps", "20", "--val-every", "5"]
+    before, path = signal.getsignal(number), tmp_path / "runs/smoke/model.ckpt"
+    arguments = ["--preset", "smoke", *TINY, "--steps", "12", "--val-every", "5"]
+
+    def weights():
+        saved = torch.load(path, weights_only=True)
+        return saved["global_step"], {kind: saved[kind] for kind in (
+            "state_dict", "current_model_state")}
+
     with monkeypatch.context() as patch:
         patch.setattr(train.Keep, "on_train_batch_end", interrupt(
-            lambda: signal.raise_signal(signal.SIGTERM)))
+            lambda: signal.raise_signal(number)))
         assert train.main(arguments) == 0
-    assert "--resume" in capsys.readouterr().out and signal.getsignal(signal.SIGTERM) is before
-    stopped = torch.load(path, weights_only=True)
-    assert stopped["global_step"] == 7
-    assert train.main(["--preset", "smoke", "--steps", "20", "--resume"]) == 0
-    ended = torch.load(path, weights_only=True)
-    assert ended["global_step"] == 20 and not (tmp_path / "runs/smoke/previous.ckpt").exists()
-    # only reports
-    assert train.main([*arguments, "--resume"]) == 0
-    again = torch.load(path, weights_only=True)
-    assert all(torch.equal(v, again["state_dict"][k]) for k, v in ended["state_dict"].items())
-    # has more to do, and learns again
-    assert train.main(["--preset", "smoke", "--steps", "30", "--resume"]) == 0
-    more = torch.load(path, weights_only=True)
-    assert more["global_step"] == 30
-    assert (more["state_dict"]["net.free"] != again["state_dict"]["net.free"]).any()
-    # without a break it would have become the same: same order, same noise; and if it is killed
-    assert train.main(arguments) == 0
-    whole = torch.load(path, weights_only=True)
-    assert (tmp_path / "runs/smoke/previous.ckpt").exists()
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(train.Keep, "on_train_batch_end", interrupt(killed))
-        train.main(arguments)
-    assert torch.load(path, weights_only=True)["global_step"] == 5
-    path.with_suffix(".part").write_text("what was written when it was killed")
-    assert train.main([*arguments, "--resume"]) == 0 and not path.with_suffix(".part").exists()
-    for other in (ended, torch.load(path, weights_only=True)):
-        for kind in ("state_dict", "current_model_state"):
+    assert "--resume" in capsys.readouterr().out and signal.getsignal(number) is before
+    assert weights()[0] == 7
+    assert train.main(["--preset", "smoke", "--steps", "12", "--resume"]) == 0
+    step, ended = weights()
+    assert step == 12 and not path.with_name("previous.ckpt").exists()
+    if number == signal.SIGINT:                     # only reports, then has more to do
+        assert train.main([*arguments, "--resume"]) == 0
+        assert torch.equal(weights()[1]["state_dict"]["net.free"], ended["state_dict"]["net.free"])
+        assert train.main(["--preset", "smoke", "--steps", "15", "--resume"]) == 0
+        step, more = weights()
+        assert step == 15 and (more["state_dict"]["net.free"]
+                               != ended["state_dict"]["net.free"]).any()
+
+    assert train.main(arguments) == 0               # without a break
+    _, whole = weights()
+    assert path.with_name("previous.ckpt").exists()
+    if number == signal.SIGTERM:
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            patch.setattr(train.Keep, "on_train_batch_end", interrupt(killed))
+            train.main(arguments)
+        assert weights()[0] == 5
+        path.with_suffix(".part").write_text("what was written when it was killed")
+        assert train.main([*arguments, "--resume"]) == 0
+        assert not path.with_suffix(".part").exists()
+    for other in (ended, weights()[1]):
+        for kind in whole:
             for k, v in whole[kind].items():
                 assert torch.equal(v, other[kind][k]), (kind, k)
 
 
-def test_ranks_share_the_rows_and_a_resumed_run_goes_on_where_it_was():
-    order = list("abcdefghijkl")
-    for ranks in (1, 2, 3):
-        trainers = [SimpleNamespace(world_size=ranks, global_rank=rank) for rank in range(ranks)]
-        for start in (0, 2):
-            shares = [train.Share(order, trainer, start) for trainer in trainers]
-            assert [row for rows in zip(*shares) for row in rows] == order[start * ranks:]
-            assert {len(share) for share in shares} == {12 // ranks}
+def test_batches_are_a_function_of_seed_step_and_rank():
+    rows, run = {"a": torch.arange(1000)[:, None]}, SimpleNamespace(steps=6, batch=8, seed=0)
+
+    def batches(done=0, rank=0, seed=0):
+        made = train.Batches(rows, SimpleNamespace(**vars(run) | dict(seed=seed)),
+                             SimpleNamespace(global_rank=rank), done)
+        assert len(made) == 6
+        return torch.stack([batch["a"] for batch in made])
+    whole = batches()
+    assert torch.equal(whole, batches()) and torch.equal(whole[4:], batches(done=4))
+    for other in (batches(rank=1), batches(seed=1)):
+        assert not any((a == b).all() for a, b in itertools.product(whole, other))
 
 
 def test_two_processes_are_one_training(tmp_path, monkeypatch):
-    """The ranks end with the same weights, bit for bit, see other rows and other noise, all noise
-    levels when they validate, and end together."""
+    """The ranks end with the same weights, bit for bit, see other rows and other noise, and end
+    together."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(train, "report", lambda *arguments, **same: None)
     begin, seen = train.Keep.on_train_batch_start, []
@@ -180,39 +188,30 @@ def test_two_processes_are_one_training(tmp_path, monkeypatch):
             signal.raise_signal(signal.SIGTERM)
 
     def end(keep, trainer, model):
-        levels = [k for k in trainer.callback_metrics if k.startswith("val_image_loss_t")]
-        torch.save((seen, levels, model.state_dict()), f"{trainer.global_rank}.pt")
+        torch.save((seen, model.state_dict()), f"{trainer.global_rank}.pt")
     monkeypatch.setattr(train.Keep, "on_train_batch_start", watch)
     monkeypatch.setattr(train.Keep, "on_train_end", end)
     assert train.main(["--preset", "smoke", *TINY, "--steps", "12", "--val-every", "4", "--batch",
                        "8", "--devices", "2", "--accelerator", "cpu", "--strategy",
                        "ddp_fork"]) == 0
-    (a, levels, weights), (b, _, others) = (torch.load(f"{i}.pt") for i in (0, 1))
-    assert len(a) == len(b) == 9 and len(levels) == 10
+    (a, weights), (b, others) = (torch.load(f"{i}.pt") for i in (0, 1))
+    assert len(a) == len(b) == 9
     assert not any((x == y).all() for one, two in zip(a, b) for x, y in zip(one, two))
     assert all(torch.equal(v, others[k]) for k, v in weights.items())
 
 
 @pytest.mark.parametrize("arguments, says", [
-    ("--lr 0.001", "--lr 0.001 contradicts runs/smoke/model.ckpt, which has 0.006; leave it out"),
+    ("--lr 0.001", "--lr 0.001 contradicts runs/smoke/model.ckpt, which has 0.006: leave it out"),
     ("--width 32", "--width 32 contradicts"), ("--path uniform", "--path uniform contradicts"),
-    ("--exponent 4", "--exponent 4.0 contradicts"), ("--no-shift", "--shift False contradicts"),
+    ("--path-options exponent=4", "--path-options {'exponent': 4} contradicts"),
     ("--codes 64 --seed 3", "which has 128"), ("--batch 32", "--batch 32 contradicts")])
 def test_what_belongs_to_the_model_cannot_be_changed_when_resumed(here, arguments, says, capsys):
     before = Path("runs/smoke/model.ckpt").read_bytes()
     assert says in complaint(capsys, train.main, "--preset", "smoke", "--resume",
                              *arguments.split())
-    run = train.parse("--preset smoke --resume --width 64 --exponent 1 --steps 9 --seed 5".split())
+    run = train.parse("--preset smoke --resume --width 64 --steps 9 --seed 5".split())
     assert (run.codes, run.width, run.steps, run.seed) == (128, 64, 9, 5)   # what agrees may stand
     assert Path("runs/smoke/model.ckpt").read_bytes() == before
-
-
-def test_minutes_end_a_training_early_and_it_still_reports(no_judge, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    arguments = ["--preset", "smoke", *TINY, "--steps", "100000", "--max-minutes", "0.01"]
-    assert train.main(arguments) == 0
-    row = next(csv.DictReader(open("runs/smoke/report.csv")))
-    assert 0 < int(row["training_steps"]) < 5000
 
 
 def test_a_checkpoint_scores_as_after_its_training(no_judge, tmp_path, monkeypatch):
@@ -226,34 +225,33 @@ def test_a_checkpoint_scores_as_after_its_training(no_judge, tmp_path, monkeypat
     assert first == again and Path("runs/smoke/report.csv").read_text() == before
 
 
-def test_scores_with_other_options_add_up(here, no_judge, monkeypatch):
-    monkeypatch.setattr(train, "bits", lambda *arguments: 1.)                   # saves seconds,
-    monkeypatch.setattr(train.Digits, "answers", lambda *arguments: [])         # and so does this
-    for options in ("--steps 2", "--step euler --steps 3 --guidance 1 --seed 3"):
+def test_scores_with_other_options_add_up(here, no_judge, world, monkeypatch):
+    monkeypatch.setattr(world, "answers", lambda *arguments: {})                # saves seconds
+    for options in ("--steps 2 --step race", "--step euler --steps 3 --guidance 1 --seed 3"):
         options += " --drawings 20 --csv table.csv"
         assert train.main(["score", "runs/smoke/model.ckpt", *options.split()]) == 0
     Path("mine.csv").write_text("a,b\n1,2\n")
     assert train.main(["score", "--drawings", "20", "--csv", "mine.csv"]) == 2
     assert Path("mine.csv").read_text() == "a,b\n1,2\n"           # another table stays
     drawn = [row for row in csv.DictReader(open("table.csv")) if "drawing" in row["what"]]
-    assert [[row[k] for k in ("step", "steps", "guidance", "calls", "seed")] for row in drawn] == \
-        [["race", "2", "2.0", "4", "0"], ["euler", "3", "1.0", "3", "3"]]
+    assert [[row[k] for k in ("step", "steps", "guidance", "seed")] for row in drawn] == \
+        [["race", "2", "2.0", "0"], ["euler", "3", "1.0", "3"]]
 
 
 def test_the_real_has_as_many_pictures_as_the_drawing_and_neither_is_measured_on_itself(
-        here, no_judge, monkeypatch):
+        here, no_judge, world, monkeypatch):
     """A model that draws exactly the test images: its Fréchet distance is that of the real ones,
     of which the others are as many parts."""
     def copy(model, texts, **options):
         return model.tokens["image"].decode(image[[seen.index(text) for text in texts]])
     run = train.parse(["--preset", "smoke", "--drawings", "200", "--test-images", "400"])
-    data, model = train.dataset(run), sample.open_model("runs/smoke/model.ckpt")[0].cpu()
+    data, model = world.Rendered(run), sample.open_model("runs/smoke/model.ckpt")[0].cpu()
     rows, seen = data.rows(model, *data.test)
-    image = rows.tokens["image"]
-    monkeypatch.setattr(train, "draw", copy)
-    monkeypatch.setattr(train, "read", lambda model, tokens, asked=None: asked or seen)
-    _, (_, ceiling, drawing, *_) = data.report(model, run, {})
-    assert 0 < ceiling[3] and 0 < drawing[3]
+    image = rows["image"]
+    monkeypatch.setattr(world, "draw", copy)
+    monkeypatch.setattr(world, "read", lambda model, tokens, asked=None: asked or seen)
+    found = {what.split(",")[0]: numbers for what, numbers in data.report(model, run, {})}
+    assert 0 < found["ceiling"]["frechet"] and 0 < found["drawing"]["frechet"]
 
 
 @pytest.mark.parametrize("when", ["at once", "between two checks"])
@@ -265,7 +263,7 @@ def test_a_failed_run_says_so_and_leaves_the_old_model(when, here, capsys, monke
     error = complaint(capsys, train.main, "--preset", "smoke", *TINY, "--steps", 40,
                       "--lr", "1e30", "--val-every", 30)
     step = 20 if when == "at once" else 30
-    assert f"the weights are not finite at step {step}" in error and "lower --lr" in error
+    assert f"weights are not finite at step {step}: lower --lr" in error
     assert path.read_bytes() == before and not list(path.parent.glob("*.part"))
 
 
@@ -279,11 +277,11 @@ def test_a_disk_that_is_full_is_said_and_leaves_the_old_model(here, capsys):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
     error = capsys.readouterr().err.splitlines()[-1]
-    assert error.startswith("train.py: ") and "model.ckpt cannot be written: " in error
+    assert error.startswith("train.py: ") and "File too large" in error
     assert path.read_bytes() == before and not list(path.parent.glob("*.part"))
 
 
-@pytest.mark.parametrize("precision", ["bf16-true", "64-true", "bf16-mixed"])
+@pytest.mark.parametrize("precision", ["bf16-true", "64-true"])
 def test_paths_stay_in_float32_in_any_precision(precision, no_judge, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     seen, plain = set(), fudoki.MetricPath.logits
@@ -312,7 +310,8 @@ def test_without_mnist_digits_are_rendered_and_everybody_is_told(no_judge, tmp_p
     assert "MNIST CANNOT BE DOWNLOADED" in capsys.readouterr().out
     assert sample.main(["seven"]) == 0
     assert "since MNIST could not be downloaded" in capsys.readouterr().out
-    assert "has no train-images-idx" in complaint(capsys, train.main, "--data-dir", tmp_path)
+    assert "train-images-idx is no whole file" in complaint(
+        capsys, train.main, "--data-dir", tmp_path)
 
 
 @pytest.mark.skipif(not REAL.exists(), reason="needs ../shared/data/MNIST")
@@ -322,9 +321,10 @@ def test_real_mnist_from_a_folder(tmp_path, monkeypatch):
         shutil.copyfile(file, tmp_path / "MNIST/raw" / file.name)
     run = train.parse(["--data-dir", str(tmp_path), "--train-images", "500",
                        "--test-images", "300"])
-    (images, digits), (others, _), origin = train.load_digits(run)
-    assert origin.startswith("the digits in ")
-    assert images.shape == (500, 1, 28, 28) and len(others) == 300
+    data = train.Digits(run)
+    images, digits = (torch.cat(parts) for parts in zip(data.held_out, data.train))
+    assert data.origin.startswith("the digits in ")
+    assert images.shape == (500, 1, 28, 28) and len(data.test[0]) == 300
     first = gzip.open(REAL / "raw/train-labels-idx1-ubyte.gz").read()[8:18]
     assert digits[:10].tolist() == list(first) and images.max() == 1
     found = train.captions(images, digits)
@@ -343,12 +343,13 @@ def test_captions_say_what_is_in_the_picture():
         "a thin upright zero"]
 
 
-def test_frechet_distance_of_known_gaussians():
+def test_frechet_distance_of_known_gaussians(world):
     g = torch.Generator().manual_seed(0)
     a = torch.randn(100_000, 3, generator=g)
     b = torch.randn(100_000, 3, generator=g) * 2 + torch.tensor([1., 0, 0])
-    assert abs(train.frechet(a, b) - (1 + 3 * (2 - 1) ** 2)) < 0.05
-    assert abs(train.frechet(a, a)) < 1e-6
+    assert abs(world.frechet(a, b) - (1 + 3 * (2 - 1) ** 2)) < 0.05
+    assert abs(world.frechet(a, a)) < 1e-6
+    assert np.isnan(world.frechet(a, b[:1]))            # LAPACK crashes on what is not a number
 
 
 # ---------------------------------------------------------------------------------------- sampling
@@ -357,16 +358,16 @@ def test_draw(here, capsys):
     arguments = ["a bold slanted seven", "--n", "5", "--seed", "3", "--out"]
     assert sample.main([*arguments, "one.png"]) == sample.main([*arguments, "two.png"]) == 0
     said = capsys.readouterr().out
-    assert "one.png: 5 pictures" in said and "8 network calls" in said and "█" in said
+    assert "one.png: 5 drawn" in said and "█" in said
     assert Path("one.png").read_bytes() == Path("two.png").read_bytes()
     assert Image.open("one.png").size == (3 * (28 * 4 + 8) + 8, 2 * (28 * 4 + 8) + 8)
 
 
-@pytest.mark.parametrize("step", fudoki.STEPS)
+@pytest.mark.parametrize("step", [*fudoki.STEPS, "velocity"])
 def test_draw_with_every_step_and_words_left_out(here, capsys, step):
-    assert sample.main(["bold", "seven", "--n", "2", "--steps", "3", "--step", step]) == 0
+    how = ["--velocity", "corrector"] if step == "velocity" else ["--step", step]
+    assert sample.main(["bold", "seven", "--n", "2", "--steps", "3", *how]) == 0
     said = capsys.readouterr().out
-    assert "6 network calls" in said
     assert len(re.findall(r"^a bold \w+ seven$", said, re.M)) == 2
 
 
@@ -387,12 +388,6 @@ def test_a_picture_is_changed_where_it_is_not_kept(here, capsys):
     assert len(re.findall(r"^a \w+ \w+ \w+$", capsys.readouterr().out, re.M)) == 2
 
 
-def departures(said):
-    """How often a token left what it ended with, as the command says: in truth, by the path."""
-    found = re.search(r"ends with ([\d.]+) times on average, ([\d.]+) times", said)
-    return map(float, found.groups())
-
-
 def test_a_later_start_changes_less(here, capsys):
     model = sample.open_model("runs/smoke/model.ckpt")[0]
     digit = torch.from_numpy(np.array(Image.open(PICTURE).convert("L")))[None, None] / 255
@@ -408,51 +403,20 @@ def test_a_later_start_changes_less(here, capsys):
 def test_nothing_given_draws_a_picture_and_its_caption(here, capsys):
     assert sample.main(["--n", "3", "--seed", "1"]) == 0
     said = capsys.readouterr().out
-    assert "samples.png: 3 pictures" in said
+    assert "samples.png: 3 drawn" in said
     assert len(re.findall(r"^a \w+ \w+ \w+$", said, re.M)) == 3
 
 
-def test_film_strip_and_count_of_departures(here, capsys):
-    arguments = "a bold upright two --n 4 --seed 1 --gif film.gif --step corrector"
-    assert sample.main(arguments.split()) == 0
-    said, film = capsys.readouterr().out, Image.open("film.gif")
-    assert film.n_frames == 6  # five states, and the last without marks
-    frames = []
-    for i in range(6):
+def test_a_film_has_every_state(here):
+    assert sample.main("a bold upright two --n 4 --seed 1 --gif film.gif".split()) == 0
+    film, frames = Image.open("film.gif"), []
+    assert film.n_frames == 5 and film.size == (2 * 114 + 2, 2 * 114 + 2)
+    for i in range(5):
         film.seek(i)
-        frames.append(np.array(film.convert("RGB")).astype(int))
-    orange = [((r > 200) & (abs(g - 128) < 40) & (b < 60)).any()
-              for r, g, b in (frame.transpose(2, 0, 1) for frame in frames)]
-    assert orange == [False, True, True, True, True, False] and (frames[0] != frames[4]).any()
-    assert Image.open("film_strip.png").size == (6 * 114 + 2, 4 * 114 + 2)
-    assert all(n > 0 for n in departures(said))
-
-
-def test_departures_are_counted_where_tokens_are_free():
-    pairs = (2, 0), (1, 1), (2, 1), (0, 1), (2, 1)
-    states = [{"text": torch.tensor([[a, b, a]])} for a, b in pairs]
-    free = torch.tensor([[True, True, False]])
-    assert sample.departures(states, {"text": free}) == (2 + 0) / 2
-
-
-def test_who_knows_the_end_gets_there_and_leaves_it_as_the_path_does(here):
-    model = sample.open_model("runs/smoke/model.ckpt")[0]
-    x, free = model.to_fill(200, text=model.tokens["text"].encode(["a bold upright two"] * 200))
-    *_, end = model.generate(x, free, **sample.DRAW)
-    states = list(sample.knowing(model, end).generate(x, free, steps=8))
-    assert torch.equal(states[-1]["image"], end["image"])
-    times = torch.linspace(0, 1, 9)[1:-1, None, None, None]
-    path, count = model.paths["image"], 0.          # of p_t, the race's marginal
-    for t in times:
-        p = path.logits(end["image"], t[0]).softmax(-1)
-        count += fudoki.entry(p, end["image"]).mean().item()
-    there = sum((s["image"] == end["image"]).float().mean().item() for s in states[1:-1])
-    assert there == pytest.approx(count, rel=0.03)
-    mask = fudoki.Fudoki({"text": model.hparams.tokens["text"]}, path="mask")
-    end = {"text": torch.randint(9, (50, 4))}
-    free = {"text": torch.ones(50, 4, dtype=torch.bool)}
-    states = list(sample.knowing(mask, end).generate(end, free, steps=8))
-    assert sample.departures(states, free) == 0 and torch.equal(states[-1]["text"], end["text"])
+        frames.append(np.array(film.convert("L")).astype(int))
+    last = np.array(Image.open("samples.png").convert("L")).astype(int)
+    assert abs(frames[4][2:114, 2:114] - last[8:120, 8:120]).mean() < 3
+    assert abs(frames[0] - frames[4]).mean() > 10
 
 
 def test_the_best_of_some_agrees_better_with_its_caption(here, capsys):
@@ -466,7 +430,7 @@ def test_the_best_of_some_agrees_better_with_its_caption(here, capsys):
         agreement.append(sample.agreement(model, x, given).mean().item())
     assert agreement[1] > 0.7 * agreement[0]                    # log p, below 0
     assert sample.main("a bold upright two --n 2 --best-of 3".split()) == 0
-    assert "samples.png: 2 pictures" in capsys.readouterr().out
+    assert "samples.png: 2 drawn" in capsys.readouterr().out
 
 
 def test_logits_of_many_words_take_turns(here, monkeypatch):
@@ -505,24 +469,19 @@ def photo(digit, ground, ink, noise=0.):
     return Image.fromarray((255 * page.clip(0, 1)).astype(np.uint8))
 
 
-def test_ink_is_what_differs_from_the_ground_however_dim_or_uneven_it_is():
-    digit = (255 * train.rendered(1, 7)[0][0, 0].numpy()).astype(np.uint8)
-    y, x = np.meshgrid(np.linspace(-1, 1, 300), np.linspace(-1, 1, 240), indexing="ij")
-    form = np.asarray(sample.training_form(photo(digit, 0.97, 0.05), 28)[0]) / 255
-    for ground, ink, noise, far in ((0.45, 0.2, 0, 0.01), (0.8, 0.8, 0, 0.01), (0.2, 4, 0, 0.01),
-                                    (0.65 + 0.25 * x + 0.05 * y, 0.1, 0, 0.01),
-                                    (0.9 - 0.2 * (x * x + y * y), 0.1, 0, 0.01),
-                                    (0.6 - 0.1 * x, 0.2, 0.03, 0.05)):
-        found, done = sample.training_form(photo(digit, ground, ink, noise), 28)
+def test_ink_is_what_differs_from_evenly_lit_paper(world):
+    digit = (255 * world.rendered(1, 7)[0][0, 0].numpy()).astype(np.uint8)
+    form = np.asarray(sample.training_form(photo(digit, 0.97, 0.05), 28)) / 255
+    for ground, ink, noise, far in ((0.45, 0.2, 0, 0.01), (0.8, 0.8, 0, 0.02), (0.2, 4, 0, 0.01),
+                                    (0.6, 0.2, 0.03, 0.05)):
+        found = sample.training_form(photo(digit, ground, ink, noise), 28)
         assert np.abs(np.asarray(found) / 255 - form).mean() < far < 0.08 < form.mean()
-        assert ("uneven" in str(done)) == (np.ptp(ground) > 0.1)
-        assert ("dark on light" in str(done)) == (ink < 1)
         with pytest.raises(sample.InputError, match="no stroke stands out"):
             sample.training_form(photo(0 * digit, ground, ink, noise), 28)
-    small = Image.fromarray(((0.45 - 0.37 * (digit / 255)) * 255).astype(np.uint8))
-    found, done = sample.training_form(small, 28)               # in place already: stays there
-    assert np.abs(np.asarray(found) - digit.astype(float)).max() < 8 and len(done) == 1
-    assert sample.training_form(Image.fromarray(digit), 28) == (Image.fromarray(digit), [])
+    assert sample.training_form(Image.fromarray(digit), 28) == Image.fromarray(digit)
+    y, x = np.meshgrid(np.linspace(-1, 1, 300), np.linspace(-1, 1, 240), indexing="ij")
+    with pytest.raises(sample.InputError, match="or its light uneven"):
+        sample.training_form(photo(digit, 0.6 - 0.4 * x, 0.5), 28)
 
 
 def test_what_a_terminal_cannot_show_is_saved_and_shown_otherwise(here, monkeypatch, capfd):
@@ -532,18 +491,7 @@ def test_what_a_terminal_cannot_show_is_saved_and_shown_otherwise(here, monkeypa
         assert sample.main(["a bold upright two", "--n", "1"]) == 0
         print("seven: \u4e03", file=terminal)                   # a caption may have such a word
     said = Path("out.txt").read_text(encoding="cp1252")
-    assert "@@" in said and "1 picture" in said and "seven: ?" in said
-    assert Path("samples.png").exists() and capfd.readouterr().err == ""
-
-
-def test_a_pipe_that_is_closed_is_nobodys_fault(here, monkeypatch, capfd):
-    Path("samples.png").unlink(missing_ok=True)
-
-    def closed(*args, **options):
-        raise BrokenPipeError(32, "Broken pipe")
-    monkeypatch.setattr(sample, "preview", closed)
-    monkeypatch.setattr(os, "dup2", lambda *args: None)
-    assert sample.main(["a bold upright two", "--n", "1"]) == 0
+    assert "??" in said and "1 drawn" in said and "seven: ?" in said
     assert Path("samples.png").exists() and capfd.readouterr().err == ""
 
 
@@ -554,7 +502,7 @@ def test_questions_are_learned_and_answered(no_judge, tmp_path, monkeypatch, cap
     for question in ("What digit?", "is bold"):
         assert sample.main(["--image", PICTURE, "--ask", question, "--steps", "2"]) == 0
         said = capsys.readouterr().out.split("\n")
-        assert re.fullmatch(r"\w+|\?", said[-3])   # the answer; three steps know little
+        assert re.fullmatch(r"\w+|\?", said[-2])   # the answer; three steps know little
 
 
 def test_read_any_form_of_a_picture(here, capsys):
@@ -574,11 +522,10 @@ def test_read_any_form_of_a_picture(here, capsys):
     for name in ("runs/smoke/picture.png", "dark.png", "colour.png", "clear.png", "dim.png"):
         assert sample.main(["--image", name, "--seed", "0"]) == 0
         said = capsys.readouterr().out
+        assert f"{name}: " in said and "as the model sees it:" in said
         captions[name] = re.search(r"^a \w+ \w+ \w+$", said, re.M)[0]
-        assert ("dark on light" in said) == (name != "runs/smoke/picture.png")
-        assert ("cut out" in said) == (name in ("colour.png", "clear.png", "dim.png"))
     assert captions["dark.png"] == captions["runs/smoke/picture.png"]
-    forms = [np.asarray(sample.training_form(sample.open_picture(name).convert("L"), 28)[0]) / 255
+    forms = [np.asarray(sample.training_form(sample.open_picture(name).convert("L"), 28)) / 255
              for name in ("colour.png", "clear.png", "dim.png")]
     assert max(np.abs(form - forms[0]).mean() for form in forms) < 0.01 < 0.05 < forms[0].mean()
     assert sample.main(["--image", "dark.png", "a bold ___ seven"]) == 0  # only one word is free
@@ -589,55 +536,70 @@ def test_read_any_form_of_a_picture(here, capsys):
 
 @pytest.mark.parametrize("arguments, says", [
     ("--preset toyy", "invalid choice: 'toyy' (choose from"), ("--stepz 3", "--stepz"),
-    ("--steps 0", "0 has to be at least 1"), ("--steps x", "invalid int value"),
-    ("--path metrc", "invalid choice: 'metrc'"), ("--schedule x", "invalid choice: 'x'"),
+    ("--steps 0", "0 has to be from 1"), ("--steps x", "invalid int value"),
+    ("--path metrc", "invalid choice: 'metrc'"),
     ("--trunk x", "invalid choice: 'x'"), ("--loss x", "invalid choice: 'x'"),
-    ("--path uniform --exponent 2", "--exponent is no option of --path uniform"),
-    ("--patch 5", "does not divide"), ("--width 90", "multiple of 4·heads = 12"),
-    ("--share 1.5", "--share"), ("--t-power 0", "--t-power"), ("--batch 1", "at least 2"),
-    ("score --csv no/x.csv", "in a folder that exists"),
-    ("score none.ckpt", "no checkpoint none.ckpt"), ("score --step rase", "invalid choice"),
-    ("score --stepz 3", "--stepz"), ("--resume", "nothing to go on from"),
-    ("--seed -1", "--seed: -1 has to be at least 0"), ("--lr -1", "--lr: -1 has to be"),
-    ("score --seed 5000000000", "at most 4294967295"), ("--codes 1", "1 has to be at least 2"),
+    ("--path-options exponent", "invalid option value: 'exponent'"),
+    ("--exponent 2", "unrecognized arguments: --exponent"), ("--width 90", "4·heads = 12"),
+    ("--share 1.5", "--share"), ("--t-power 0", "--t-power"), ("--batch 1", "1 has to be from 2"),
+    ("score none.ckpt", "no checkpoint none.ckpt"), ("score", "no checkpoint under runs/"),
+    ("--resume", "there is no checkpoint runs/toy/model.ckpt"),
+    ("--seed -1", "--seed: -1 has to be from 0"), ("--lr -1", "--lr: -1 has to be"),
+    ("--seed 5000000000", "has to be from 0 to 4294967295"), ("--codes 1", "1 has to be from 2"),
+    ("--trunk backbone", "--trunk backbone needs a --backbone to start from"),
+    ("--optimizer x", "invalid choice: 'x'"),
     ("--precision fp16", "Lightning: Precision 'fp16' is invalid"),
     ("--accelerator abacus", "Lightning: You selected an invalid accelerator"),
     ("--devices 0", "Lightning: "), ("--strategy x", "Lightning: You selected an invalid")])
 def test_mistakes_in_training(arguments, says, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(train, "dataset", lambda run: 1 / 0)    # nothing long has begun
+    monkeypatch.setattr(train.Digits, "load", lambda *args: 2 * [(torch.rand(30, 1, 28, 28),
+                                                                  torch.arange(30) % 10)])
+    monkeypatch.setattr(train.Digits, "build", lambda *args: 1 / 0)     # nothing long has begun
     assert says in complaint(capsys, train.main, *arguments.split())
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("options, says", [
+    ("--path-options exponnent=2", "unexpected keyword argument 'exponnent'"),
+    ("--path-options exponent=-2", "'exponent': -2"), ("--path-options exponent=x", "exponent=x"),
+    ("--path-options schedule=fast", "fast"), ("--trunk-options dept=2", "argument 'dept'"),
+    ("--trunk-options heads=0", "heads"), ("--path uniform --path-options exponent=2", "uniform")])
+def test_options_that_are_impossible_are_one_line(options, says, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    error = complaint(capsys, train.main, "--preset", "smoke", *TINY, *options.split())
+    assert says.replace("=x", "': 'x'") in error and "--path" in error
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("arguments, says", [
     ("'a bold sevn'", "'a bold sevn' is not part of a caption such as"),
     ("'a thin bold one'", "known are a, bold, eight"),
-    ("seven --steps 0", "--steps: 0 has to be at least 1"),
+    ("seven --steps 0", "--steps: 0 has to be from 1"),
     ("seven --n 0", "--n: 0 has"), ("seven --temperature -1", "--temperature: -1 has to be"),
     ("seven --temperature nan", "--temperature: nan has to be"),
     ("seven --step rase", "invalid choice: 'rase' (choose from"),
-    ("seven --out x.jpg", "ending in .png"), ("seven --out no/x.png", "a folder that exists"),
+    ("seven --out no/x.png", "No such file or directory"),
     ("seven --guidnce 2", "unrecognized arguments: --guidnce"),
     ("seven --checkpoint none.ckpt", "no checkpoint none.ckpt"),
-    ("--image none.png", "no picture none.png"),
+    ("--image none.png", "none.png is no picture that can be read"),
     ("--image report.png", "no picture that can be read"),
     ("--image empty.png", "the picture is empty"), ("seven --checkpoint report.png", "damaged"),
     ("seven --checkpoint half.ckpt", "damaged"),
-    ("seven --checkpoint other.ckpt", "damaged, or no checkpoint"),
+    ("seven --checkpoint other.ckpt", "is no checkpoint of this version"),
     ("'a bold slanted one' --image runs/smoke/picture.png", "nothing is left to fill"),
     ("one --keep top", "--keep and --from need a picture, --image"),
     ("--ask 'what digit'", "need a picture, --image"),
     ("--image runs/smoke/picture.png --keep middle", "--keep middle has to be top, bottom, left"),
     ("--image runs/smoke/picture.png --keep 0:0-4:0", "rows and columns of patches from 0 to 3"),
-    ("--image runs/smoke/picture.png --from 1", "--from: 1 has to be at least 0 and at most 0."),
-    ("--image runs/smoke/picture.png --ask what seven", "--ask goes with a picture alone"),
+    ("--image runs/smoke/picture.png --from 1", "--from: 1 has to be from 0 to 0.999"),
+    ("--image runs/smoke/picture.png --ask what seven", "--ask nothing else"),
     ("seven --best-of 0", "--best-of: 0 has to be"),
-    ("seven --gif film.png", "--gif: film.png has to be a name ending in .gif"),
-    ("seven --seed -1", "--seed: -1 has to be at least 0 and at most 4294967295"),
-    ("seven --guidance nan", "--guidance: nan has to be at least -1000"),
+    ("--image runs/smoke/picture.png --gif x.gif", "--gif shows how a picture is drawn"),
+    ("seven --seed -1", "--seed: -1 has to be from 0 to 4294967295"),
+    ("seven --guidance nan", "--guidance: nan has to be from -1000"),
     ("seven --guidance 1e38", "--guidance: 1e38 has to be"),
-    ("seven --out runs.png", "runs.png has to be a name")])
+    ("seven --out runs.png", "Is a directory")])
 def test_mistakes_in_sampling(arguments, says, capsys, here):
     Path("samples.png").unlink(missing_ok=True)
     shutil.copyfile("runs/smoke/report.csv", "report.png")
@@ -653,9 +615,8 @@ def test_mistakes_in_sampling(arguments, says, capsys, here):
 def test_runs_that_is_a_file_is_said_at_once(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path("runs").write_text("")
-    monkeypatch.setattr(train, "dataset", lambda run: 1 / 0)
-    assert "runs has to be a folder that can be written to" in complaint(
-        capsys, train.main, "--preset", "smoke")
+    monkeypatch.setattr(train, "fit", lambda *args: 1 / 0)
+    assert "'runs" in complaint(capsys, train.main, "--preset", "smoke")
 
 
 def test_temperatures_that_are_nearly_zero_are_zero():
@@ -682,13 +643,14 @@ def test_help(main, capsys):
 
 def test_the_commands_of_readme_tutorial_and_lab_exist(monkeypatch):
     for entries, name in ((fudoki.PATHS, "my:Path"), (fudoki.PATHS, "my:HalfwayPath"),
-                          (fudoki.STEPS, "my:step"), (fudoki.STEPS, "my:campbell")):
-        monkeypatch.setitem(entries, name, None)        # as if there were such a file
-    monkeypatch.setattr(train, "options_of", lambda path: {})
+                          (fudoki.STEPS, "my:step"), (fudoki.VELOCITIES, "my:campbell"),
+                          (train.DATA, "my:Data")):
+        monkeypatch.setitem(entries, name, train.Digits)    # as if there were such a file
     text = "".join((ROOT / name).read_text() for name in (
         "README.md", "tutorial.md", "tests/exercises/README.md"))
     commands = re.findall(r"^\s*python (train|sample)\.py *([^#\n]*)", text, re.M)
     assert len(commands) >= 4
     for name, arguments in commands:
         words, module = shlex.split(arguments), {"train": train, "sample": sample}[name]
-        train.parse_score(words[1:]) if words[:1] == ["score"] else module.parse(words)
+        if words[:1] != ["score"]:              # which needs a checkpoint
+            module.parse(words)

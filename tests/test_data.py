@@ -6,6 +6,7 @@ import os
 import shlex
 import struct
 import unicodedata
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,8 @@ import sample
 import train
 
 SHARED = REAL.parent
-SHORT = "--steps 4 --val-every 4 --threads 1 --length 16 --batch 4".split()
+SHORT = "--steps 4 --val-every 4 --threads 1 --batch 4".split()
+TEXT = [*SHORT, "--length", "16"]
 TINY = "--width 16 --depth 1 --heads 1".split()
 
 
@@ -96,13 +98,16 @@ def test_ones_own_digits_of_any_size_are_trained_on_and_stay_as_they_are(here, c
     for path in (*raw.iterdir(), raw, raw.parent, raw.parent.parent):
         path.chmod(0o555 if path.is_dir() else 0o444)
     assert train.main(["--data-dir", "own", "--patch", "5", "--codes", "8", "--drawings", "4",
-                       *SHORT[:-4], *TINY, "--batch", "4"]) == 0
+                       *SHORT, *TINY]) == 0
     out = capsys.readouterr().out
     assert "the digits in own: 4 text tokens and 16 image tokens" in out
     assert {path.name: path.read_bytes() for path in raw.iterdir()} == before
     model = sample.open_model()[0]
     assert model.tokens["image"].size == 20 and model.hparams.notes["data"].endswith("in own")
-    (images, digits), _, _ = train.load_digits(train.parse(["--data-dir", "own", "--patch", "5"]))
+    run = train.parse(["--data-dir", "own", "--patch", "5"])
+    before, data = deepcopy(vars(run)), train.Digits(run)
+    images, digits = (torch.cat(parts) for parts in zip(data.held_out, data.train))
+    assert vars(run) == before                              # what a run was told stays
     assert images.shape == (40, 1, 20, 20) and images.max() == torch.tensor(200.) / 255
     assert digits.tolist() == [i % 3 for i in range(40)]
     assert sample.main(["one", "--n", "1"]) == sample.main(
@@ -111,28 +116,42 @@ def test_ones_own_digits_of_any_size_are_trained_on_and_stay_as_they_are(here, c
 
 @pytest.mark.parametrize("name, change, says", [
     ("train-labels-idx1-ubyte.gz", lambda data: gzip.compress(idx(np.arange(40))),
-     "has the label 39; known are 0 to 9"),
+     "40 labels up to 39: needed are at least 20 squares, labels up to 9"),
     ("t10k-labels-idx1-ubyte.gz", lambda data: data[:-15], "Compressed file ended"),
     ("t10k-labels-idx1-ubyte.gz", lambda data: gzip.compress(idx(np.arange(9))),
-     "has 9 labels for 40 pictures"),
-    ("train-images-idx3-ubyte", lambda data: data[:900], "cannot be read"),
-    ("train-images-idx3-ubyte", lambda data: data + b"more", "cannot be read"),
-    ("t10k-images-idx3-ubyte", lambda data: b"", "it begins with b''"),
-    ("t10k-images-idx3-ubyte", lambda data: b"<!DOCTYPE html>", "it begins with b'<!DOCTYPE'"),
-    ("t10k-images-idx3-ubyte", lambda data: b"\0\0\x08\x03\0", "cannot be read"),
-    ("t10k-images-idx3-ubyte", lambda data: idx(np.ones((40, 25, 25))), "different sizes"),
-    ("t10k-images-idx3-ubyte", lambda data: idx(np.ones((40, 20, 25))), "20×25"),
+     "t10k images [40, 20, 20] and 9 labels"),
+    ("train-images-idx3-ubyte", lambda data: data[:900], "no whole file in MNIST's format"),
+    ("train-images-idx3-ubyte", lambda data: data + b"more", "no whole file in MNIST's format"),
+    ("t10k-images-idx3-ubyte", lambda data: b"", "no whole file in MNIST's format"),
+    ("t10k-images-idx3-ubyte", lambda data: b"<!DOCTYPE html>", "no whole file in MNIST's"),
+    ("t10k-images-idx3-ubyte", lambda data: b"\0\0\x08\x03\0", "no whole file in MNIST's"),
+    ("t10k-images-idx3-ubyte", lambda data: idx(np.ones((40, 25, 25))), "differ in size"),
+    ("t10k-images-idx3-ubyte", lambda data: idx(np.ones((40, 20, 25))), "[40, 20, 25]"),
     ("t10k-images-idx3-ubyte", lambda data: idx(np.ones((40, 400))), "squares"),
-    ("t10k-images-idx3-ubyte", lambda data: idx(np.ones((40, 24, 24))), "which --patch 5 divides"),
-    ("t10k-images-idx3-ubyte", lambda data: None, "has no t10k-images-idx")])
+    ("t10k-images-idx3-ubyte", lambda data: None, "No such file")])
 def test_digits_that_cannot_be_used_are_named_before_the_training(name, change, says, here,
                                                                   capsys):
     raw = own_digits()
     new = change((raw / name).read_bytes())
     (raw / name).write_bytes(new) if new is not None else (raw / name).unlink()
-    error = complaint(capsys, train.main, "--data-dir", "own", "--patch", "5")
-    assert says in error and (name in error or "no t10k" in error or "different" in error)
+    assert says in complaint(capsys, train.main, "--data-dir", "own", "--patch", "5")
     assert not Path("runs").exists()
+
+
+def test_a_patch_that_does_not_divide_the_pictures_is_said_before_the_training(here, capsys):
+    own_digits(size=(24, 24))
+    assert "--patch 5 does not divide the pictures' side, 24" in complaint(
+        capsys, train.main, "--data-dir", "own", "--patch", "5")
+    assert not Path("runs").exists()
+
+
+def test_digits_of_another_size_are_no_test_of_a_model(here, capsys):
+    own_digits("own")
+    own_digits("larger", size=(25, 25))
+    assert train.main(["--data-dir", "own", "--patch", "5", "--codes", "8", *SHORT, *TINY]) == 0
+    for command in (["score"], ["--resume", "--steps", "9"]):
+        assert "the digits in larger has pictures of another size than 20 pixels" in complaint(
+            capsys, train.main, *command, "--data-dir", "larger")
 
 
 def test_files_that_are_there_are_not_downloaded_over(here, monkeypatch):
@@ -140,7 +159,7 @@ def test_files_that_are_there_are_not_downloaded_over(here, monkeypatch):
     raw = own_digits("data")
     monkeypatch.setattr(train, "MNIST", lambda *args, **options: 1 / 0)
     run = train.parse([])
-    assert train.load_digits(run)[0][0].shape == (40, 1, 20, 20) and run.size == 20
+    assert train.Digits(run).test[0].shape == (40, 1, 20, 20)
 
     def download(folder, download):
         Path(folder, "MNIST").mkdir()
@@ -148,38 +167,36 @@ def test_files_that_are_there_are_not_downloaded_over(here, monkeypatch):
     monkeypatch.setattr(train, "MNIST", download)
     raw.rename("elsewhere")
     raw = Path("elsewhere")
-    assert len(train.load_digits(run)[1][1]) == 40 and len(os.listdir("data/MNIST/raw")) == 4
+    assert len(train.Digits(run).test[1]) == 40 and len(os.listdir("data/MNIST/raw")) == 4
 
 
 # -------------------------------------------------------------------------------------- long texts
 
 def test_a_text_is_learned_continued_and_completed(here, capsys):
     Path("story.txt").write_text(STORY)
-    assert train.main(["--preset", "text", "--text", "story.txt", *SHORT, *TINY]) == 0
+    assert train.main(["--preset", "text", "--text", "story.txt", *TEXT, *TINY]) == 0
     said = capsys.readouterr().out
     assert "the text story.txt: 16 text tokens" in said
     assert "held-out cross-entropy at t = 0.95" in said
     rows = csv.DictReader(open("runs/text/report.csv"))
     report = {row["what"]: float(row["value"]) for row in rows}
-    assert len(report) == 13 and report["share of held-out words that the training text has"] == 1
-    assert 1 < report["bits per character, at most"] < 8
+    assert len(report) == 10 and all(0 < value < 9 for value in report.values())
     assert Path("runs/text/samples/step_000004.txt").read_text().count("----") == 3
     for arguments in (["--text", "the c___"], ["the c___"]):
         assert sample.main([*arguments, "--steps", "4", "--n", "3", "--seed", "0"]) == 0
         assert capsys.readouterr().out.count("\nthe c") == 3
     assert sample.main(["--steps", "2", "--text", "the ___ sat"]) == 0
-    said = capsys.readouterr().out
-    said = said.split("\n")
-    assert said[1].startswith("   0  ") and len(said[4]) == len("the ___ sat")
-    assert said[3][6:] == said[4]
-    assert "2 network calls" in said[5]  # as it settles, then whole
+    said = capsys.readouterr().out.split("\n")
+    assert len(said[1]) == len("the ___ sat") and said[1][:4] + said[1][7:] == "the  sat"
     assert sample.main(["--steps", "2"]) == 0                               # from nothing
     assert "nothing is left to fill" in complaint(capsys, sample.main, "--text", "the cat")
-    assert "a part of 'Zoo' is unknown" in complaint(capsys, sample.main, "Zoo ___")
+    assert "a part of 'Zoo ' is unknown" in complaint(capsys, sample.main, "Zoo ___")
     assert "knows texts only" in complaint(capsys, sample.main, "--image", "x.png")
     for g in ("0", "2"):
         assert "knows texts only" in complaint(capsys, train.main, "score", "--guidance", g)
-    assert train.main(["score", "--guidance", "1", "--drawings", "1", "--steps", "1"]) == 0
+    assert train.main(["score", "--guidance", "1", "--test-images", "1", "--steps", "1"]) == 0
+    Path("other.txt").write_text(STORY[::-1])
+    assert train.main(["score", "--text", "other.txt"]) == 0
 
 
 def test_a_small_model_learns_the_text(here):
@@ -194,11 +211,11 @@ def test_a_small_model_learns_the_text(here):
     windows, optimizer = data.tokens(model)[0], torch.optim.AdamW(model.parameters(), 5e-3)
     for index in range(300):
         optimizer.zero_grad()
-        batch = windows.__getitems__(torch.randint(len(windows), (32,)))
+        batch = sample.take(windows, torch.randint(len(windows["text"]), (32,)))
         model.training_step(batch, index).backward()
         optimizer.step()
     model.eval()
-    x_1 = {"text": data.tokens(model)[1].tokens["text"]}
+    x_1 = data.tokens(model)[1]
     free = {"text": (torch.arange(17) // 3 == 2).expand_as(x_1["text"])}     # three in the middle
     share = torch.bincount(x_1["text"].flatten()) / x_1["text"].numel()
     entropy = -(share * share.clamp(min=1e-9).log()).sum().item()
@@ -215,32 +232,30 @@ def test_marks_belong_to_their_letters_and_scripts_without_spaces_have_words(tex
     """And captions come back as they were, composed and in lower case."""
     kind = fudoki.Text(train.tokenizer([text], eos=["<end>"]), 20, len(set(words)))
     assert [kind.tokenizer.id_to_token(i) for i in kind.ids(text)] == words
-    again = kind.decode(kind.encode([text]))[0]
-    assert again == unicodedata.normalize("NFC", text.lower())
-    assert train.words_of(again) == [word for word in words if word not in ",!"]
+    again = kind.decode(kind.encode([text]))[0]             # scripts without spaces gain some
+    assert again.replace(" ", "") == unicodedata.normalize("NFC", text.lower()).replace(" ", "")
+    assert kind.encode([again]).tolist() == kind.encode([text]).tolist()
 
 
 @pytest.mark.parametrize("text, units", [
     ("cafe\u0301 ", 5), ("x\u0302y ", 3), ("\u0928\u0947 ", 2), ("a\nb", 3),
     ("\U0001f469\u200d\U0001f467 ", 2)])
-def test_what_is_written_in_one_place_is_one_character(here, text, units):
-    Path("text.txt").write_bytes((text * 8000).encode())
-    data = train.Corpus(train.parse(["--preset", "text", "--text", "text.txt", *TINY]))
-    words = fudoki.Text(train.tokenizer([data.train, data.test], characters=True), 9, window=True)
-    assert abs(len(words.embedding) - units) <= 1               # the cut may have split one
+def test_what_is_written_in_one_place_is_one_character(text, units):
+    words = fudoki.Text(train.tokenizer([text * 80], characters=True), 9, window=True)
+    assert len(words.embedding) == units
     assert words.decode(words.encode([text]))[0] == unicodedata.normalize("NFC", text)
 
 
 def test_a_text_of_one_character_is_refused(here, capsys):
     Path("text.txt").write_text("a" * 20_000)
     error = complaint(capsys, train.main, "--preset", "text", "--text", "text.txt")
-    assert "all text tokens of the text text.txt are alike: there is nothing to learn" in error
+    assert "all text tokens of the text text.txt are alike: nothing to learn" in error
 
 
 def test_the_next_command_can_be_typed(here, capsys):
     """It begins with what the text has: no capitals, no spaces, quotation marks, marks on top."""
     Path("story.txt").write_text("-ix\u0302's\n\u7ea2\u8272" * 800)
-    assert train.main(["--preset", "text", "--text", "story.txt", *SHORT, *TINY]) == 0
+    assert train.main(["--preset", "text", "--text", "story.txt", *TEXT, *TINY]) == 0
     command = capsys.readouterr().out.split("Next:\n  python sample.py ")[1].splitlines()[0]
     assert sample.main([*shlex.split(command), "--steps", "2"]) == 0
 
@@ -260,11 +275,6 @@ def test_many_characters_need_no_matrix():
         torch.testing.assert_close(a, b, atol=1e-3, rtol=1e-2)  # one scale is the schedule's
 
 
-def test_without_a_file_the_documentation_of_python_is_the_text():
-    data = train.Corpus(train.parse(["--preset", "text"]))
-    assert "documentation" in data.origin and len(data.train) > 300_000
-
-
 # ------------------------------------------------------------------------------- language models
 
 def test_a_language_model_becomes_a_flow_and_its_folder_may_go(backbone, here, capsys,
@@ -274,33 +284,28 @@ def test_a_language_model_becomes_a_flow_and_its_folder_may_go(backbone, here, c
 
     def in_training(model, *args):                              # with the family's dropout
         assert all(module.training for module in model.modules())
-        assert model.net.trunk.body.is_gradient_checkpointing
         return step(model, *args)
     monkeypatch.setattr(fudoki.Fudoki, "training_step", in_training)
     assert train.main(["--preset", "ar", "--backbone", "lm", "--text", "story.txt",
-                       "--freeze", "0.5", "--checkpoint-blocks", "--accumulate-grad-batches", "3",
-                       "--test-images", "20", "--drawings", "2", *SHORT]) == 0
+                       "--trunk-options", "shift=False", "--test-images", "20", *TEXT]) == 0
     Path("lm").rename("gone")
-    assert "the report: writes 2 windows, reads 20 at 10 noise levels" in capsys.readouterr().out
-    saved = torch.load("runs/ar/model.ckpt", weights_only=True)
+    assert "held-out cross-entropy at t = 0.95" in capsys.readouterr().out
+    saved = torch.load("runs/ar_text/model.ckpt", weights_only=True)
     assert saved["global_step"] == 4 and len(saved["optimizer_states"][0]["state"]) > 10
-    batches = saved["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["completed"]
-    assert batches == 12                                        # three for a step
-    assert [p.name for p in Path("runs/ar/samples").iterdir()] == ["step_000004.txt"]
+    assert not sample.open_model()[0].net.trunk.shift
+    assert {p.name for p in Path("runs/ar_text/samples").iterdir()} == {"step_000004.txt", "end.txt"}
     assert sample.main(["--text", "the cat ___", "--steps", "3"]) == 0
     said = capsys.readouterr().out
-    assert "\nthe cat " in said and "3 network calls" in said
+    assert "\nthe cat " in said
 
 
 def test_backbones_that_cannot_be_used_are_said_before_the_training(backbone, here, capsys):
     Path("story.txt").write_text(STORY * 150)
     arguments = "--preset ar --backbone lm --text story.txt --length".split()
-    assert "3001 tokens are too many for it, it has 2048 positions" in complaint(
-        capsys, train.main, *arguments, "3000")
     Path("lm/model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\nsize 9\n")
-    assert "the backbone lm cannot be loaded; " in complaint(
+    assert "the backbone lm cannot be loaded as a language model" in complaint(
         capsys, train.main, *arguments, "16")
-    assert not Path("runs/ar/model.ckpt").exists()
+    assert not Path("runs").exists()
 
 
 def test_ids_that_no_text_has_are_no_noise(backbone, here):
@@ -316,7 +321,7 @@ def test_ids_that_no_text_has_are_no_noise(backbone, here):
     model = train.Corpus(run).build(run)
     source = model.corrupt({"text": torch.zeros(200, 16).long()}, {"text": torch.tensor(True)}, 0.)
     assert source["text"].unique().tolist() == list(range(n))
-    assert {len(p) for m in model.net.trunk.vocabulary for p in m.parameters()} == {n}
+    assert {len(p) for p in model.net.trunk.vocabulary["text"].parameters()} == {n}
     assert {p.dtype for p in model.parameters()} == {torch.float32}
     again = fudoki.Fudoki(**{k: v for k, v in model.hparams.items()})    # as a checkpoint does
     again.load_state_dict(model.state_dict())
@@ -324,11 +329,12 @@ def test_ids_that_no_text_has_are_no_noise(backbone, here):
 
 def test_a_tokenizer_without_a_beginning_begins_with_its_end_and_needs_one(backbone, here):
     PreTrainedTokenizerFast(tokenizer_object=tokenizer(), eos_token="</s>").save_pretrained("lm")
-    options, _, eos, _ = train.load_backbone("lm", True)
+    run = train.parse("--preset ar --backbone lm --text story.txt".split())
+    options, _, eos, _ = train.load_backbone(run)
     assert options["trunk_options"]["bos"] == eos == 1
     PreTrainedTokenizerFast(tokenizer_object=tokenizer(), bos_token="<s>").save_pretrained("lm")
-    with pytest.raises(sample.InputError, match="lm has no token that ends a text"):
-        train.load_backbone("lm", True)
+    with pytest.raises(sample.InputError, match="lm cannot .* has no token that ends a text"):
+        train.load_backbone(run)
 
 
 def test_a_text_keeps_its_length_through_a_tokenizer_that_cuts(backbone, here):
@@ -339,7 +345,7 @@ def test_a_text_keeps_its_length_through_a_tokenizer_that_cuts(backbone, here):
                             pad_id=1, pad_type_id=0, pad_token="</s>")
     saved["model"]["dropout"] = 0.5
     Path("lm/tokenizer.json").write_text(json.dumps(saved))
-    _, made, eos, _ = train.load_backbone("lm", True)
+    _, made, eos, _ = train.load_backbone(train.parse("--preset ar --backbone lm".split()))
     words, plain = fudoki.Text(made, 16, eos), tokenizer().encode(STORY, add_special_tokens=False)
     assert words.ids(STORY) == plain.ids and len(plain.ids) > 600
 
@@ -350,7 +356,6 @@ def test_digits_through_a_language_model(backbone, capsys):
                        *SHORT]) == 0
     assert "drawing, 4 race steps" in capsys.readouterr().out
     assert sample.main(["a bold slanted seven", "--n", "2"]) == 0
-    assert "8 network calls" in capsys.readouterr().out
     assert sample.main(["--image", "runs/smoke/picture.png"]) == 0
 
 
@@ -363,7 +368,7 @@ def test_the_real_language_model_writes_words(here):
     data = train.Corpus(run)
     data.train, data.test = data.train[:40_000], data.test[:40_000]
     model = data.build(run).eval()
-    x_1 = {"text": data.tokens(model)[1].tokens["text"][:64]}
+    x_1 = sample.take(data.tokens(model)[1], slice(0, 64))
     free = {"text": torch.arange(32).expand(64, 32) == 31}  # as in its training: the last token
     pretrained = model.loss(x_1, free, 0.)[0].item()
     random = fudoki.Backbone(**model.hparams.trunk_options)
@@ -375,18 +380,14 @@ def test_the_real_language_model_writes_words(here):
 
 @pytest.mark.parametrize("mode", ["RGB", "L"])
 def test_a_folder_is_learned(here, capsys, mode):
-    path, rows = folder(mode=mode)
-    (path / "broken.png").write_text("no picture")
-    write(path, [*rows, ("broken.png", "a red box"), ("absent.png", "a blue box")])
+    folder(mode=mode)
     arguments = ["--data", "mine", "--image-size", "16", "--codes", "16", "--patch", "8"]
     assert train.main([*arguments, *SHORT, *TINY]) == 0
-    out, error = capsys.readouterr()
-    for said in ("skipped broken.png", "skipped absent.png", "2 of 42 pictures"):
-        assert said in error
-    assert "the folder mine" in out and "reading" in out
+    out = capsys.readouterr().out
+    assert "the folder mine" in out and "reading" in out and "drawing, read by the model" in out
     model, _ = sample.open_model()
     patches = model.tokens["image"]
-    assert (patches.patch, patches.size, patches.channels) == (8, 16, len(mode))
+    assert (patches.patch, patches.size, patches.channels) == (8, 16, 3)
     assert (model.tokens["text"].length, patches.length) == (7, 4)
     assert sample.main(["a red disk", "--n", "1"]) == 0
     with Image.open("samples.png") as picture:
@@ -396,7 +397,7 @@ def test_a_folder_is_learned(here, capsys, mode):
     error = complaint(capsys, sample.main, "--image", "mine/0.png", "--ask", "what")
     assert "learned no questions" in error
     error = complaint(capsys, sample.main, "a red disc")
-    assert "a part of 'a red disc' is unknown; known are , " in error
+    assert "a part of 'a red disc' is unknown; known: , " in error
 
 
 def test_questions_about_ones_own_pictures(here, capsys):
@@ -406,50 +407,39 @@ def test_questions_about_ones_own_pictures(here, capsys):
     assert train.main([*arguments, *SHORT, *TINY]) == 0
     for question in ("what colour", "What colour?"):
         assert sample.main(["--image", "mine/0.png", "--ask", question]) == 0
-        answer = capsys.readouterr().out.split("\n")[-3]
-        assert "colour?" not in answer and "network call" not in answer
+        assert "colour?" not in capsys.readouterr().out.split("\n")[-2]
     assert sample.main(["--image", "mine/0.png", "--keep", "left", "what colour? red",
                         "--n", "1"]) == 0
 
 
 @pytest.mark.parametrize("rows, says", [
-    ([("../secret.png", "a box")], "line 2: ../secret.png lies outside of the folder"),
-    ([("0.png", "")], "line 2: file_name or text is missing"),
-    ([("0.png", "a box")], "has 1 different pictures that can be read; at least 20"),
-    (None, "metadata.csv cannot be read")])
+    ([("0.png", "")], "0.png has no text"), ([("1.png", "a box")], "No such file"),
+    ([("0.png", "a box")], "mine has 1 different pictures; 20 are needed"),
+    ([("metadata.csv", "a box")], "mine/metadata.csv is no picture that can be read"),
+    (None, "metadata.csv has to be in UTF-8 with the columns file_name and text")])
 def test_a_folder_that_cannot_be_used(rows, says, here, capsys):
     path, _ = folder(n=1)
-    Image.new("RGB", (9, 9)).save("secret.png")
     write(path, rows) if rows else (path / "metadata.csv").unlink()
     assert says in complaint(capsys, train.main, "--data", "mine")
 
 
 @pytest.mark.parametrize("name, text", [
-    ("metadata.csv", "file_name, text\n0.png, a red, round box\n\n1.png,  a dot \n"),
-    ("metadata.csv", "\ufeffFile Name;Caption\n0.png;a red, round box\n1.png;a dot\n"),
-    ("metadata.csv", "caption\timage_path\na red, round box\t0.png\na dot\t.\\1.png\n"),
-    ("metadata.csv", 'id,image,label\r\n7,0.png,"a red, round box"\r\n8,1.png,a dot\r\n'),
+    ("metadata.csv", '\ufeffid,file_name,text\r\n7,0.png,"a red, round box"\r\n8,1.png,a dot\r\n'),
     ("metadata.jsonl", '{"file_name": "0.png", "text": "a red, round box"}\n'
-                       '{"file_name": "1.png", "text": "a dot"}\n')])
-@pytest.mark.parametrize("coding", ["utf-8", "utf-16"])
-def test_what_people_write_is_read(name, text, coding, here):
-    folder(n=20)
-    text = text.replace("\ufeff", "") if coding == "utf-16" else text
-    Path("mine", "metadata.csv").unlink()
-    Path("mine", name).write_bytes(text.encode(coding))
-    rows, path = train.metadata(Path("mine"))
-    assert path.name == name
-    assert [row[1].strip().lstrip(".\\") for row in rows] == ["0.png", "1.png"]
-    assert [" ".join(row[2].split()).replace("red,round", "red, round") for row in rows] == [
-        "a red, round box", "a dot"]
-    assert rows[0][0] == (1 if name.endswith("jsonl") else 2)
+                       '{"file_name": "1.png", "text": " a dot"}\n')])
+def test_metadata_is_read_as_hugging_face_has_it(name, text, here):
+    Path("mine").mkdir()
+    Path("mine", name).write_text(text, encoding="utf-8")
+    assert train.metadata(Path("mine")) == [(Path("mine/0.png"), "a red, round box"),
+                                            (Path("mine/1.png"), "a dot")]
 
 
 @pytest.mark.parametrize("data, says", [
-    (b"name,words\n0.png,a\n", "has the columns name, words; it has to have file_name and text"),
-    ("file_name,text\n0.png,caf\u00e9\n".encode("latin-1"), "'utf-8' codec can't decode"),
-    (b'file_name,text\n0.png,"a\nb"\n1.png,""\n', "line 4: file_name or text is missing"),
-    (b"file_name,text\n\n\n0.png\n", "line 4: file_name or text is missing")])
+    (b"name,words\n0.png,a\n", "the columns file_name and text: KeyError('file_name')"),
+    (b"file_name;text\n0.png;a\n", "the columns file_name and text: KeyError('file_name')"),
+    ("file_name,text\n0.png,caf\u00e9\n".encode("latin-1"), "UnicodeDecodeError"),
+    (b'file_name,text\n0.png,"a\nb"\n1.png,""\n', "1.png has no text"),
+    (b"file_name,text\n\n\n0.png\n", "columns file_name and text: AttributeError")])
 def test_what_is_wrong_with_the_captions_is_said(data, says, here, capsys):
     folder(n=20)
     Path("mine", "metadata.csv").write_bytes(data)
@@ -494,8 +484,8 @@ def test_a_folder_is_resumed_with_its_own_settings_and_pictures_that_were_added(
     assert train.main(["--data", "mine", *first, *SHORT, *TINY]) == 0
     Image.new("RGB", (30, 30), "red").save(path / "colour.png")
     write(path, [*rows, ("colour.png", "a red box")])
+    assert train.main(["score"]) == 0
     assert train.main(["--data", "mine", "--resume", "--steps", "6", "--threads", "1"]) == 0
-    assert sample.open_model()[0].tokens["image"].channels == 1
     write(path, [*rows, ("colour.png", "a green box")])
     error = complaint(capsys, train.main, "--preset", "folder", "--resume", "--steps", "8")
     assert "does not fit the model: a part of 'a green box' is unknown" in error
@@ -513,7 +503,7 @@ def test_links_are_files_and_three_underscores_no_blank(here):
     data = own_pictures("--codes", "16", "--patch", "8")
     model = data.build(train.parse("--data mine --image-size 16 --patch 8".split()))
     training, _ = data.tokens(model)
-    assert (training.tokens["text"] >= 0).all() and len(data.examples) == 20
+    assert (training["text"] >= 0).all() and len(data.examples) == 20
     assert all("___" not in text for text in data.examples)
 
 
@@ -525,11 +515,11 @@ def test_pictures_without_anything_on_them_are_refused(ground, here, capsys):
         Image.new("L", (30 + i, 30), ground).save(path / f"{i}.png")
     write(path, [(f"{i}.png", f"number {i}") for i in range(20)])
     error = complaint(capsys, train.main, "--data", "mine")
-    assert "all image tokens of the folder mine are alike: there is nothing to learn" in error
+    assert "all image tokens of the folder mine are alike: nothing to learn" in error
 
 
-def test_whatever_a_decoder_raises_the_picture_is_skipped(here, capsys):
-    path, rows = folder(n=23)
+def test_whatever_a_decoder_raises_the_picture_is_named(here):
+    path, _ = folder(n=3)
     damaged = Image.Exif()
     damaged[0x0112], damaged[0x010e] = 6, "text"
     Image.open(path / "0.png").save(path / "0.jpg", exif=damaged)
@@ -538,25 +528,10 @@ def test_whatever_a_decoder_raises_the_picture_is_skipped(here, capsys):
     (path / "1.png").write_bytes((path / "1.png").read_bytes()[:90])
     (path / "2.png").unlink()
     (path / "2.png").mkdir()
-    write(path, [("0.jpg", "a red disk"), *rows[1:]])
-    data = own_pictures()
-    error = capsys.readouterr().err
-    n = sum(len(part[1]) for part in (data.test, data.held_out, data.train))
-    assert n == 20 and "3 of 23 pictures were skipped" in error
-    assert all(f"skipped {name}: " in error for name in ("0.jpg", "1.png", "2.png"))
-
-
-def test_what_is_not_a_number_in_a_picture_does_not_blacken_it(here):
-    values = np.linspace(0, 5, 64, dtype=np.float32).reshape(8, 8)
-    values[0, 0], values[7, 7] = np.nan, np.inf
-    Image.fromarray(values).save("float.tiff")
-    found = np.asarray(sample.open_picture("float.tiff")).astype(float)
-    low, high = values[0, 1], values[7, 6]
-    assert abs(found[4] - 255 * (values[4] - low) / (high - low)).max() <= 1
-    assert found[7, 7] == 255
-    Image.fromarray(np.full((8, 8), np.nan, dtype=np.float32)).save("none.tiff")
-    with pytest.raises(sample.InputError, match="none.tiff is no picture that can be read"):
-        sample.open_picture("none.tiff")
+    Image.fromarray(np.linspace(0, 5, 64, dtype=np.float32).reshape(8, 8)).save(path / "3.tiff")
+    for name in ("0.jpg", "1.png", "2.png", "3.tiff", "4.png"):
+        with pytest.raises(sample.InputError, match=f"{name} is no picture that can be read"):
+            sample.open_picture(path / name)
 
 
 def test_pictures_are_cropped_to_the_middle_and_turned(here):
@@ -570,27 +545,27 @@ def test_pictures_are_cropped_to_the_middle_and_turned(here):
         wide[0, 0] = i                                                  # no two alike
         Image.fromarray(wide if i else wide.transpose(1, 0, 2)).save(path / f"{i}.png", exif=exif)
     write(path, [(f"{i}.png", f"number {i}") for i in range(20)])
-    images, texts, _ = train.load_folder(train.parse(["--data", "two", "--image-size", "16"]))
-    assert images.shape == (20, 3, 16, 16) and len(set(texts)) == 20 and (images > 0.9).all()
+    data = train.Folder(train.parse(["--data", "two", "--image-size", "16"]))
+    images = torch.cat([part[0] for part in (data.train, data.held_out, data.test)])
+    assert images.shape == (20, 3, 16, 16) and len(data.examples) == 20 and (images > 0.9).all()
 
 
 @pytest.mark.parametrize("arguments, says", [
-    ("--preset text --text none.txt", "none.txt cannot be read"),
-    ("--preset text --text empty.txt", "0 characters"),
-    ("--preset text --text binary.txt", "as UTF-8"),
-    ("--preset toy --text empty.txt", "--text goes with"),
+    ("--preset text --text none.txt", "'none.txt' is no file in UTF-8"),
+    ("--preset text", "--text '' is no file in UTF-8"),
+    ("--preset text --text empty.txt", "0 characters are too few for --length 128"),
+    ("--preset text --text binary.txt", "'binary.txt' is no file in UTF-8"),
+    ("--preset toy --text empty.txt", "unrecognized arguments: --text"),
+    ("--preset toy --data empty", "unrecognized arguments: --data"),
     ("--preset ar --text story.txt --backbone none", "the backbone none cannot be loaded"),
     ("--preset ar --text story.txt --backbone empty", "the backbone empty cannot be loaded"),
-    ("--preset ar --text story.txt --backbone broken.gguf", "broken.gguf cannot be loaded"),
     ("--preset ar --backbone empty --path mask", "--path mask"),
-    ("--preset text --checkpoint-blocks", "goes with a --backbone"),
-    ("--preset text --freeze 1", "--freeze")])
+    ("--preset text --trunk backbone", "--trunk backbone needs a --backbone")])
 def test_mistakes_with_texts(arguments, says, here, capsys, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     Path("empty.txt").write_text("")
     Path("binary.txt").write_bytes(bytes(range(256)) * 100)
     Path("story.txt").write_text(STORY * 20)
-    Path("broken.gguf").write_text("GGUF")
     Path("empty").mkdir()
     assert says in complaint(capsys, train.main, *arguments.split())
     assert not Path("runs").exists()

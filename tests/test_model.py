@@ -52,7 +52,7 @@ def test_texts_are_words_in_lower_case():
     assert tokens[1].tolist()[3] == -1 and (tokens[1, :3] >= 0).all()
     assert fudoki.question(tokens, words.marks).tolist() == \
         [[False] * 4, [True, True, True, False]]
-    with pytest.raises(ValueError, match="a part of 'a squre' is unknown; known are"):
+    with pytest.raises(ValueError, match="a part of 'a squre' is unknown; known: "):
         words.encode(["a squre"])
     for wrong in ("red red red red red", "red ___ red"):
         with pytest.raises(ValueError, match="has [35] tokens; from 4 to 4 fit in"):
@@ -72,10 +72,12 @@ def test_what_stands_after_the_end_is_not_read():
 
 def test_training_never_asks_for_a_question():
     model = small(texts=[*TEXTS, "red? yes"])
-    texts = ["red? yes"] * 2 + ["red round one"] * 2        # of each, one drawn and one read
-    free, drawn = model.task(batch(512) | {"text": model.tokens["text"].encode(texts * 128)})
-    asked, caption = free["text"].view(128, 2, 2, 3).unbind(1)
-    assert not asked[..., :2].any() and asked[:, 1, 2].all() and caption[:, 1].all()
+    texts = ["red? yes", "red round one"] * 4
+    x = batch(8) | {"text": model.tokens["text"].encode(texts)}
+    free = model.task(x)
+    asked, caption = free["text"][:4].view(2, 2, 3).unbind(1)
+    assert not asked[:, :2].any() and asked[:, 2].all() and caption.all()
+    assert free["image"][4:].all() and not free["image"][:4].any()
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -202,8 +204,10 @@ def test_noise_levels_of_training_are_spread_evenly_in_u(power):
     model.corrupt = lambda x_1, free, t: found.append(t) or x_1
     model.loss(x, some(x))
     u = found[0].flatten() ** (1 / power)
-    assert_close(u - u[0], torch.arange(64) / 64, atol=1e-4, rtol=0)
-    assert 0 <= u[0] < 1 / 64
+    for rows in (slice(0, 64), slice(0, 32), slice(40, 64)):        # whatever part of the batch
+        part = u[rows].sort().values
+        gaps = torch.cat([part.diff(), part[:1] + 1 - part[-1:]])
+        assert gaps.max() < 2.1 / len(part) and 0 <= part[0] and part[-1] < 1
 
 
 def test_loss_under_bfloat16_has_a_gradient_and_nearly_the_same_value():
@@ -244,54 +248,96 @@ def test_both_directions_are_learned(path):
     assert (whole["text"] == partial)[:, ::2].all()
     matches = whole["image"] == whole["text"].repeat(1, 3) + 5 * (torch.arange(9) % 2)
     assert matches.float().mean() > 0.85                        # … one that belongs there
-    assert torch.isin(whole["text"][:, 1], torch.tensor([2, 3])).float().mean() > 0.8
+    assert torch.isin(whole["text"][:, 1], torch.tensor([2, 3])).float().mean() > 0.7
     assert (drawn == x["image"]).float().mean() > 0.95
     assert (model.tokens["text"].encode(read) == x["text"]).float().mean() > 0.95
 
 
-def test_a_row_is_drawn_or_read():
-    free, drawn = small(share=0.25).task(batch(2000))
-    assert drawn.float().mean() == 0.25
-    assert (free["image"] == drawn[:, None]).all() and (free["text"] == ~drawn[:, None]).all()
+def test_every_row_has_one_modality_to_find_by_its_share():
+    """Whatever the modalities are called, and however many there are."""
+    for share, texts in (({"image": 0.25, "text": 0.75}, 1500), (None, 1000)):
+        free = small(share=share).task(batch(2000))
+        assert free["text"].all(1).sum() == texts and free["image"].all(1).sum() == 2000 - texts
+        assert (free["text"].any(1) != free["image"].any(1)).all()
 
 
-def test_a_dropped_condition_weighs_each_direction_by_its_rows():
-    """With a quarter of the rows drawn, their loss is a quarter of the whole."""
-    model, parts = small(share=0.25, drop=1.), {"image": 1., "text": 5.}
-    model.log_dict = lambda *args, **kwargs: None
-    rows = {}
+def test_modalities_are_left_out_of_a_batch_now_and_then():
+    """What is left is found in all rows; one is always there."""
+    seen = []
+    for drop, most in ((0.3, 2), (1., 2), (0., 2)):
+        model = small(drop=drop)
+        model.log_dict = lambda *args, **kwargs: None
+        model.loss = lambda x, free, of: seen.append((drop, *x)) or (
+            sum(f.any(1) for f in free.values()) == 1).all() and 2 * [torch.tensor(0.)]
+        torch.manual_seed(0)
+        for index in range(200):
+            model.training_step(batch(4), index)
+    assert {some[1:] for some in seen if some[0] != 0.3} == {("text", "image")}
+    alone = sum(some in ((0.3, "text"), (0.3, "image")) for some in seen) / 200
+    assert abs(alone - 2 * 0.3 * 0.7) < 5 * (0.42 * 0.58 / 200) ** 0.5
 
-    def loss(x_1, free, **options):
-        (m,) = x_1
-        rows[m] = len(x_1[m])
-        return torch.tensor(parts[m]), torch.tensor(0.)
-    model.loss = loss
-    assert model.training_step(batch(64), 0).item() == 0.25 * 1 + 0.75 * 5
-    assert rows == {"image": 16, "text": 48}
+
+class Learned(fudoki.UniformPath):
+    """A path with a parameter, and buffers that are no floats."""
+
+    def __init__(self, embedding, frequency=None):
+        super().__init__(embedding)
+        self.speed = torch.nn.Parameter(torch.tensor(1.))
+        self.register_buffer("known", torch.tensor([True, False]))
+        self.register_buffer("steps", torch.tensor(3))
+
+    def logits(self, x_1, t):
+        return super().logits(x_1, t ** self.speed)
 
 
-def test_the_optimiser_has_every_parameter_once_and_decays_it():
-    model = small(weight_decay=0.3)
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_the_optimiser_has_every_parameter_once(optimizer, monkeypatch):
+    """Those of a path, too; the matrices of the trunk are a group."""
+    monkeypatch.setitem(PATHS, "learned", Learned)
+    model = small("learned", optimizer=optimizer)
     model.trainer = SimpleNamespace(estimated_stepping_batches=10)
-    (optimizer,), _ = model.configure_optimizers()
-    found = [p for group in optimizer.param_groups for p in group["params"]]
+    (made,), _ = model.configure_optimizers()
+    found = [p for group in made.param_groups for p in group["params"]]
     assert len(found) == len({id(p) for p in found}) == len(list(model.parameters()))
-    assert all(group["weight_decay"] == 0.3 for group in optimizer.param_groups)
-    assert type(optimizer) is torch.optim.AdamW
-    model.optimizer = train.Muon                            # as a training does
-    assert type(model.configure_optimizers()[0][0]) is train.Muon
-    assert all((p.ndim == 2) == any(p is q for q in optimizer.param_groups[2]["params"])
-               for p in model.net.trunk.parameters())
+    assert any(p is model.paths["text"].speed for p in found)
+    assert type(made) is (train.Muon if optimizer == "muon" else torch.optim.AdamW)
+    for group in made.param_groups:
+        assert group["weight_decay"] > 0 and not (group["matrices"] and any(
+            p.ndim != 2 for p in group["params"]))
+
+
+def test_parameters_of_a_path_learn(monkeypatch):
+    """By a loss that looks at the path: the speed at which x_t is likely grows or falls."""
+    def likely(path, p_1t, x_1, x_t, t):
+        l = path.logits(x_1, t).log_softmax(-1)
+        return fudoki.cross_entropy(path, p_1t, x_1, x_t, t) - fudoki.entry(l, x_t)[..., 0]
+    monkeypatch.setitem(PATHS, "learned", Learned)
+    monkeypatch.setitem(fudoki.LOSSES, "likely", likely)
+    model = small("learned", loss="likely").train()
+    model.log_dict = lambda *args, **kwargs: None
+    model.training_step(batch(64), 0).backward()
+    for path in model.paths.values():
+        assert path.speed.grad.isfinite() and path.speed.grad != 0
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_buffers_of_any_dtype_survive_a_move(dtype):
+    path = Learned(torch.rand(4, 2)).to(dtype)
+    assert (path.known.tolist(), path.steps.item()) == ([True, False], 3)
+    assert path.embedding.dtype == path.speed.dtype == torch.float32
+    assert path.known.dtype == torch.bool and path.steps.dtype == torch.int64
+    assert path.to("meta").steps.device.type == "meta"
 
 
 # -------------------------------------------------------------------------------------- generation
 
 @pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("step", [*STEPS, *VELOCITIES])
-def test_what_is_given_ends_as_it_was_and_what_is_free_changes(path, step):
+@pytest.mark.parametrize("step, velocity", [*((step, None) for step in STEPS),
+                                            *(("euler", velocity) for velocity in VELOCITIES)])
+def test_what_is_given_ends_as_it_was_and_what_is_free_changes(path, step, velocity):
     model, x = small(path), batch(32)
     free = {"text": torch.zeros_like(x["text"], dtype=torch.bool), "image": some(x)["image"]}
-    states = list(model.generate(x, free, steps=4, step=step))
+    states = list(model.generate(x, free, steps=4, step=step, velocity=velocity))
     assert len(states) == 5
     assert all((state["text"] == x["text"]).all() for state in states)      # none of it is free
     for state in states[:2]:                                                # a part of it is
@@ -299,7 +345,7 @@ def test_what_is_given_ends_as_it_was_and_what_is_free_changes(path, step):
     assert (states[-1]["image"] == x["image"])[~free["image"]].all()
     assert (states[-1]["image"] != states[0]["image"])[free["image"]].float().mean() > 0.4
     assert states[-1]["image"].max() < 12                                   # no [MASK] is left
-    if path == "mask" and step in ("race", "euler", "kinetic_optimal"):
+    if path == "mask" and step in ("race", "euler") and velocity != "corrector":
         for a, b in zip(states, states[1:]):                                # final once revealed
             assert ((a["image"] == b["image"]) | (a["image"] == 12)).all()
 

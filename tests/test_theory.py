@@ -2,6 +2,7 @@
 
 Frequencies are compared with probabilities within five standard deviations of the draws."""
 import functools
+import inspect
 import itertools
 import math
 
@@ -10,13 +11,13 @@ import torch
 from torch.testing import assert_close
 
 import fudoki
-import train
-from fudoki import (PATHS, SCHEDULES, STEPS, VELOCITIES, bound, corrupt, kinetic_optimal, race,
-                    step_named, time_reversal)
+from bound import bound, time_reversal
+from fudoki import PATHS, SCHEDULES, STEPS, VELOCITIES, corrupt, kinetic_optimal, race
 
 V, N = 6, 50_000
 CASES = [(name, options) for name in PATHS for options in (
-    [{"schedule": s} for s in SCHEDULES] if "schedule" in train.options_of(name) else [{}])]
+    [{"schedule": s} for s in SCHEDULES]
+    if "schedule" in inspect.signature(PATHS[name]).parameters else [{}])]
 NAMES = ["-".join([name, *options.values()]) for name, options in CASES]
 GAUSS = torch.randn(V, 3, generator=torch.Generator().manual_seed(3))
 
@@ -33,6 +34,13 @@ def campbell(path, x_t, x_1, t):
 
 ALL_VELOCITIES = [*VELOCITIES, "campbell"]          # one entry: all of this file tests it
 ALL_STEPS = [*STEPS, *ALL_VELOCITIES]
+
+
+def step_named(name):
+    """An entry of STEPS, or Euler's step along one of VELOCITIES."""
+    if name in VELOCITIES:
+        return functools.partial(fudoki.euler, velocity=VELOCITIES[name])
+    return STEPS[name]
 
 
 def make(name, embedding=GAUSS, **options):

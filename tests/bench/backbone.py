@@ -31,9 +31,9 @@ import sample
 import train
 
 AT = 0, 5, 10, 25, 50, 100, 150, 200, 250, 300, 350, 400, 430, 600, 800, 1000
-WORDS = dict(pretrained=[], scratch=[], noshift=["--no-shift"], frozen=["--freeze", "0.33"],
+WORDS = dict(pretrained=[], scratch=[], noshift=["--trunk-options", "shift=False"], frozen=[],
              uniform=["--path", "uniform"], marginal=["--path", "marginal"]) | {
-    name: ["--exponent", e] for name, e in (("½", "0.5"), ("2", "2"), ("4", "4"))}
+    name: ["--path-options", f"exponent={e}"] for name, e in (("½", 0.5), ("2", 2.), ("4", 4.))}
 TIMES = [f"t={(i + 0.5) / 10:.2f}" for i in range(10)]
 KEYS = "model text start seed step".split()
 TWENTY = ("king girl happy run house red seven Monday London ate because very said dog water she "
@@ -44,7 +44,7 @@ def parsed():
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("starts", nargs="*", default=["pretrained", "scratch"])
-    parser.add_argument("--lm", help="a folder or a .gguf file")
+    parser.add_argument("--lm", help="a folder")
     parser.add_argument("--text")
     for name, kind, value in (("seeds", int, 2), ("steps", int, 300), ("batch", int, 4),
                               ("length", int, 64), ("lr", str, "3e-4"), ("windows", int, 100)):
@@ -56,7 +56,7 @@ def parsed():
 
 
 def reversal(path, x_t, x_1, t):
-    """`fudoki.time_reversal` of the uniform path, whose noise has the rate 1/(tV) everywhere."""
+    """`time_reversal` of the uniform path, whose noise has the rate 1/(tV) everywhere."""
     p = path.logits(x_1, t).softmax(-1)
     u = p / fudoki.entry(p, x_t) / (t * p.shape[-1])
     return u.masked_fill(path.one_hot(x_t), 0.)
@@ -64,7 +64,7 @@ def reversal(path, x_t, x_1, t):
 
 @torch.no_grad()
 def bits(model, x, velocity, n=8, exact=64, drawn=16, places=6):
-    """`Fudoki.bound` in bits per token where V² numbers are too many: some places of each window,
+    """`bound.of_rows` in bits per token where V² numbers are too many: some places of each window,
     and û, an average over p(x₁ | x_t), is exact for the likeliest and for x₁ itself; of the others
     a few are drawn. So û is right on average, and −log û no less than it should be (Jensen): it
     stays an upper bound."""
@@ -95,15 +95,16 @@ def training(start, seed, given, table, samples):
     torch.set_num_threads(1)
     words, about = start.split("+"), (Path(given.lm).name, Path(given.text).stem, start, seed)
     run = train.parse(["--preset", "ar", "--backbone", given.lm, "--text", given.text, "--lr",
-                       given.lr, "--length", str(given.length), "--test-images",
+                       given.lr, "--optimizer", "adamw", "--length", str(given.length), "--test-images",
                        str(given.windows), *(flag for word in words for flag in WORDS[word])])
     data = train.Corpus(run)
     model = data.build(run)
     trunk = model.net.trunk
     if "scratch" in words:
         trunk.load_state_dict(fudoki.Backbone(**model.hparams.trunk_options).state_dict())
-    seen, held = data.tokens(model)
-    held = held.tokens["text"]
+    seen, held = (rows["text"] for rows in data.tokens(model))
+    held, words_of_it = held[:given.windows], model.net.trunk.vocabulary["text"].parameters()
+    words_of_it = [*words_of_it]
     model.log_dict = lambda *args, **kwargs: None
     model.trainer = SimpleNamespace(estimated_stepping_batches=given.steps)
     (optimizer,), (schedule,) = model.configure_optimizers()
@@ -125,7 +126,9 @@ def training(start, seed, given, table, samples):
             table.add(*about, step, f"{sum(losses) / 10:.4f}", *(f"{l:.4f}" for l in losses),
                       *(f"{b:.3f}" for b in bound))
         if step < given.steps:
-            x_1 = seen.__getitems__(torch.randint(len(seen), (given.batch,)))
+            for p in words_of_it:
+                p.requires_grad = "frozen" not in words or step >= given.steps / 3
+            x_1 = {"text": seen[torch.randint(len(seen), (given.batch,))]}
             optimizer.zero_grad()
             model.training_step(x_1, step).backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.)
@@ -143,7 +146,8 @@ def neighbours(given):
     """The words nearest to twenty, how far the nearest and the median of all others are; and, on
     metric paths when half of the words of the text are right, how many of the wrong ones are near,
     which is computed from p_t. -> lines"""
-    _, json, _, embedding = train.load_backbone(given.lm, True)
+    _, json, _, embedding = train.load_backbone(train.parse(["--preset", "ar", "--backbone",
+                                                             given.lm]))
     words = fudoki.Text(json, 64, window=True)
     for word in TWENTY:
         i, = words.ids(" " + word)

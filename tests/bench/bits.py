@@ -4,24 +4,21 @@ skips the rows that are there.
 
     python tests/bench/bits.py --text FILE [--seeds 2] [--steps 1600]
 
-The paths have the bound of `Fudoki.bound` on held-out windows, once along the velocity that
+The paths have the bound of bound.py on held-out windows, once along the velocity that
 reverses a noise which does not know x₁ and once along the kinetic-optimal one; the twin has its
 exact likelihood. The best time to stop is taken on the same windows, one number of 32.
 """
 import argparse
 import itertools
 import math
-import tempfile
-from pathlib import Path
 
 import lightning as L
 import study                    # first: it puts the project on the path
+import bound
 import torch
 import torch.nn.functional as F
 
 import fudoki
-import train
-
 
 NAMES = "uniform", "marginal", "mask", "twin"
 
@@ -52,8 +49,8 @@ def measure(model, x):
     if isinstance(model, Twin):
         return model.nats(x).mean().item(), math.nan
     free = model.mark_free({"text": x}, "text")
-    return [model.bound({"text": x}, free, 32, velocity).mean(1).min().item() / x.shape[1]
-            for velocity in (fudoki.time_reversal, fudoki.kinetic_optimal)]
+    return [bound.of_rows(model, {"text": x}, free, 32, velocity).mean(1).min().item() / x.shape[1]
+            for velocity in (bound.time_reversal, fudoki.kinetic_optimal)]
 
 
 def main():
@@ -67,20 +64,16 @@ def main():
     for seed, name in itertools.product(range(given.seeds), NAMES):
         if (name, given.steps, seed) in table:
             continue
-        run = train.parse(["--preset", "text", "--text", given.text, "--threads", "1", "--path",
-                           name.replace("twin", "uniform"), "--seed", str(seed), "--steps",
-                           str(given.steps), "--val-every", str(given.steps)])
-        train.quietly(run)
-        data = train.dataset(run)
+        run, data = study.prepared([
+            "--preset", "text", "--text", given.text, "--path", name.replace("twin", "uniform"),
+            "--seed", str(seed), "--steps", str(given.steps), "--val-every", str(given.steps)])
         L.seed_everything(seed, verbose=False)
         model = data.build(run)
         if name == "twin":
             model.__class__, data.sample = Twin, lambda model, path: None
-        with tempfile.TemporaryDirectory() as folder:
-            keep = train.Keep(run, Path(folder))
-            rate = train.fit(train.make_trainer(run, keep), keep, model, data, run)
+        rate = study.trained(run, data, model)
         L.seed_everything(seed, verbose=False)
-        nats = measure(model, data.tokens(model)[1].tokens["text"])
+        nats = measure(model, data.tokens(model)[1]["text"][:200])
         table.add(name, given.steps, seed, *(f"{n / math.log(2):.4f}" for n in nats),
                   f"{rate:.0f}")
 

@@ -1,6 +1,7 @@
 """Draws the pictures of the tutorial's derivations (a minute):
 
-    python tests/bench/book.py [SCENES_CHECKPOINT]      with it, the scenes that are mended, too
+    python tests/bench/book.py [SCENES_CHECKPOINT]      with it, its drawings, too: of each ability,
+                        of a thing drawn anew in its place, and of scenes that are mended; seed 0
 """
 import random
 import sys
@@ -11,11 +12,13 @@ import torch
 import torch.nn.functional as F
 from torchvision.utils import make_grid
 
-sys.path.insert(0, str(tables.ROOT))
+sys.path[:0] = [str(tables.ROOT), str(tables.ROOT / "tests/worlds")]
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
 import fudoki  # noqa: E402
+import sample  # noqa: E402
+import scenes as world  # noqa: E402
 import train  # noqa: E402
 
 LINE, VALUES = fudoki.MetricPath(torch.arange(5.)[:, None]), torch.arange(5)
@@ -36,7 +39,7 @@ def save(figure, name):
 def codebook():
     """The codes, three of them with their neighbours, and how likely these are along the path."""
     torch.manual_seed(0)
-    patches = F.unfold(train.rendered(2000, seed=0)[0], 4, stride=4).mT.flatten(0, 1)
+    patches = F.unfold(train.DATA["smoke"].rendered(2000, seed=0)[0], 4, stride=4).mT.flatten(0, 1)
     codes = train.k_means(patches, 64)
     frequency = torch.bincount(torch.cdist(patches, codes).argmin(1), minlength=64)
     d, path = torch.cdist(codes, codes), fudoki.MetricPath(codes, frequency)
@@ -193,11 +196,40 @@ def agree():
     save(figure, "agree")
 
 
+CAPTIONS = ("a star", "a circle and a triangle", "three squares", "a purple diamond",
+            "a triangle left of a star", "a green circle and a blue square")
+CHANGED = "a green circle and a yellow star"
+GIVEN = [world.Thing("circle", "green", 8, 8, 8), world.Thing("square", "blue", 16, 16, 8)]
+
+
+def scenes(checkpoint):
+    """A caption of each ability, and a thing whose place is drawn anew; eight each, none chosen."""
+    model = sample.open_model(checkpoint)[0].cpu()
+    patches = model.tokens["image"]
+    torch.manual_seed(0)
+    rows = [(caption, sample.draw(model, [caption] * 8)) for caption in CAPTIONS]
+    n = 16 // patches.patch
+    place = sample.region(f"not {n}:{n}-{n + 8 // patches.patch - 1}:{n + 8 // patches.patch - 1}",
+                          world.FIELD // patches.patch)
+    image = patches.encode(world.render(GIVEN)[None]).expand(7, -1)
+    text = model.tokens["text"].encode([CHANGED] * 7)
+    options = sample.defaults(model, "draw") | dict(guidance=2.)        # see revise.csv
+    end = sample.fill(model, options, text=text, image=image.where(place, -1))["image"]
+    rows.append((f"the first, but for one place:\n{CHANGED}",
+                 patches.decode(torch.cat([image[:1], end]))))
+    figure, axes = plt.subplots(len(rows), 8, figsize=(9, 0.75 * len(rows)))
+    for (caption, pictures), line in zip(rows, axes):
+        for picture, axis in zip(pictures, line):
+            axis.imshow(picture.permute(1, 2, 0))
+            axis.set(xticks=[], yticks=[])
+        line[0].set_ylabel(caption, rotation=0, ha="right", va="center", fontsize=9)
+    figure.tight_layout(pad=0.3)
+    figure.savefig(tables.ROOT / "figures/scenes.png", dpi=100)
+
+
 def repair(checkpoint):
     """Scenes that contradict their caption, and what the model makes of them."""
     import revise
-
-    import sample
     model, rng = sample.open_model(checkpoint)[0].cpu(), random.Random(1)
     patches, cases = model.tokens["image"], []
     kinds = [kind for kind in ("colour", "count", "position") for _ in range(2)]
@@ -220,7 +252,7 @@ def repair(checkpoint):
                                   fontsize=8)
     axes[0, 0].set_ylabel("as it is")
     axes[1, 0].set_ylabel("32 steps later")
-    print("true:", [*map(train.is_true, captions, train.see(mended))])
+    print("true:", [*map(world.is_true, captions, world.see(mended))])
     save(figure, "repair")
 
 
@@ -228,4 +260,5 @@ if __name__ == "__main__":
     for draw in (codebook, simplex, flux, race, error, loss, agree):
         draw()
     if sys.argv[1:]:
+        scenes(sys.argv[1])
         repair(sys.argv[1])

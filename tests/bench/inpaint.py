@@ -42,8 +42,8 @@ def measure(end, x, free, truth, region, model, judge):
         return right[2::3].float().mean().item(), right.float().mean().item(), "", "", ""
     drawn, real = (model.tokens["image"].decode(tokens["image"]) for tokens in (end, x))
     features, seen = judge(drawn)
-    return (*train.right(train.captions(drawn, seen), truth),
-            f"{train.frechet(features, judge(real)[0]):.2f}",
+    return (*study.right(train.captions(drawn, seen), truth),
+            f"{study.world.frechet(features, judge(real)[0]):.2f}",
             f"{seam(drawn, region):.4f}", f"{seam(real, region):.4f}")
 
 
@@ -55,14 +55,14 @@ def main():
     judge = study.judge(data)
     for name, model in study.models(given):
         rows, truth = data.rows(model, *(part[:500] for part in data.held_out))
-        image, noisy = rows.tokens["image"], model.noisy
+        image, noisy = rows["image"], model.noisy
         for seed, region, way in itertools.product(range(given.seeds), ("top", "left", "words"),
                                                    ("moving", "still")):
             key = name, region, way, seed
             if key in table:
                 continue
             L.seed_everything(seed, verbose=False)
-            x, free = halves(model, image, rows.tokens["text"], region)
+            x, free = halves(model, image, rows["text"], region)
             x["image"] = image
             model.noisy = noisy if way == "moving" else lambda x, free: free
             *_, end = model.generate(x, free, **sample.GAPS if region == "words" else sample.DRAW)

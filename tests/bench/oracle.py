@@ -12,7 +12,7 @@ import study                    # first: it puts the project on the path
 import torch
 
 import fudoki
-import train
+import scenes as world
 
 CAPTIONS = ("a circle", "two circles", "a circle left of a square",
             "a red circle and a blue square")
@@ -25,14 +25,14 @@ def scenes(caption, patches):
     """All scenes that a caption is true of: (S, 16) long."""
     n = max(map(caption.split().count, ("a", "two"))) + ("two" in caption)
     cells = list(itertools.product(range(0, 32, 8), repeat=2))
-    kinds = [(shape, colour) for shape in train.SHAPES for colour in train.COLOURS
+    kinds = [(shape, colour) for shape in world.SHAPES for colour in world.COLOURS
              if shape in caption]
     found = []
     for places in itertools.combinations(cells, n):
         for some in itertools.product(kinds, repeat=n):
-            things = [train.Thing(*kind, *place, 8) for kind, place in zip(some, places)]
-            if train.is_true(caption, things):
-                found.append(train.render(things))
+            things = [world.Thing(*kind, *place, 8) for kind, place in zip(some, places)]
+            if world.is_true(caption, things):
+                found.append(world.render(things))
     return patches.encode(torch.stack(found))
 
 
@@ -59,10 +59,10 @@ def draw(path, all_x_1, times, temperature):
 def main():
     table = study.Table("oracle", "caption path times temperature steps".split(), ["true"])
     for name in fudoki.PATHS:
-        run = train.parse(["--preset", "scenes", "--path", name, "--train-images", "6000",
-                           "--patch", "8", "--width", "16", "--depth", "1", "--heads", "1"])
+        run, data = study.prepared(["--preset", "scenes", "--path", name, "--train-images", "6000",
+                                    "--width", "16", "--depth", "1", "--heads", "1"])
         L.seed_everything(0, verbose=False)
-        model = train.Scenes(run).build(run)
+        model = data.build(run)
         path, patches = model.paths["image"], model.tokens["image"]
         for caption in CAPTIONS:
             all_x_1 = scenes(caption, patches)
@@ -73,8 +73,8 @@ def main():
                 L.seed_everything(0, verbose=False)
                 u = [TIMES[times](i / steps) for i in range(steps + 1)]
                 pictures = patches.decode(draw(path, all_x_1, u, temperature))
-                table.add(*key, sum(train.is_true(caption, things)
-                                    for things in train.see(pictures)) / N)
+                table.add(*key, sum(world.is_true(caption, things)
+                                    for things in world.see(pictures)) / N)
 
 
 if __name__ == "__main__":

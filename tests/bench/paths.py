@@ -25,6 +25,7 @@ import study                    # first: it puts the project on the path
 import torch
 import torch.nn.functional as F
 
+import bound
 import fudoki
 import repair
 import sample
@@ -109,11 +110,11 @@ CODES = "--batch 64 --steps 1500"
 GREY = "--codes 16 --patch 1 --width 64 --heads 2 --batch 32 --steps 2000"
 TOKENS = {"codes": CODES, "tenth": CODES, "fine": f"{CODES} --codes 1024", "grey": GREY,
           "shuffled": GREY}
-METRICS = {f"metric {p}": f"--path metric --exponent {p}" for p in (0.5, 1, 2, 4)}
+METRICS = {f"metric {p}": f"--path metric --path-options exponent={p}" for p in (0.5, 1, 2, 4)}
 PATHS = {"uniform": "--path uniform", "mask": "--path mask", **METRICS,
-         "student": "--path student --exponent 2", "mixed 1": "--path mixed --exponent 1",
-         "mixed 2": "--path mixed --exponent 2", "marginal": "--path marginal",
-         "marginal 1": "--path marginal_metric --exponent 1"}
+         "student": "--path student --path-options exponent=2.", "mixed 1": "--path mixed --path-options exponent=1.",
+         "mixed 2": "--path mixed --path-options exponent=2.", "marginal": "--path marginal",
+         "marginal 1": "--path marginal_metric --path-options exponent=1."}
 FEW = "uniform", "metric 1", "mask"
 NAMES = [f"{tokens}/{path}" for tokens in TOKENS for path in PATHS
          if path in {"codes": PATHS, "grey": PATHS, "shuffled": METRICS}.get(tokens, FEW)]
@@ -129,13 +130,10 @@ def prepared(name, seed, given):
     tokens, path = name.split("/")
     path, *more = path.split(", ")
     power = next((word[2:] for word in more if word.startswith("t^")), "2")
-    where = ["--data-dir", given.data_dir] if given.data_dir else []
-    flags = f"{TOKENS[tokens]} {PATHS[path]} --ask 0 --threads 1 --val-every 10000".split()
-    run = train.parse([*flags, *where, "--seed", str(seed), "--t-power", power])
-    train.quietly(run)
-    data = train.dataset(run)
+    flags = f"{TOKENS[tokens]} {PATHS[path]} --ask 0 --val-every 10000".split()
+    run, data = study.prepared([*flags, *study.where(given), "--seed", str(seed), "--t-power",
+                                power])
     if "patch 1" in TOKENS[tokens]:
-        run.size = 14
         data.train, data.held_out, data.test = (
             (F.avg_pool2d(images, 2), digits)
             for images, digits in (data.train, data.held_out, data.test))
@@ -163,8 +161,7 @@ def learn(name, seed, given):
     if name.startswith("tenth"):                        # the judge sees all
         data.train = tuple(part[:6000] for part in data.train)
     L.seed_everything(seed, verbose=False)
-    model, keep = finished(data.build(run)), train.Keep(run, folder)
-    rate = train.fit(train.make_trainer(run, keep), keep, model, data, run)
+    rate = study.trained(run, data, finished(data.build(run)), folder)
     print(f"\n{name}, seed {seed}: {rate:.0f} samples/s", flush=True)
 
 
@@ -183,9 +180,9 @@ class Measured:
         self.key, self.seed, self.table = (name, seed), seed, table
         self.model = finished(sample.open_model(folder_of(name, seed) / "model.ckpt")[0].cpu())
         L.seed_everything(0, verbose=False)
-        self.judge = train.Judge(run.size).fit(*data.train)
+        self.judge = study.judge(data)
         rows, self.truth = data.rows(self.model, *data.held_out)
-        self.tokens, self.patches = rows.tokens, self.model.tokens["image"]
+        self.tokens, self.patches = rows, self.model.tokens["image"]
         self.real = self.judge(self.patches.decode(self.patches.encode(data.test[0])))[0]
 
     def missing(self, what, steps="", guidance="", temperature=""):
@@ -201,8 +198,8 @@ class Measured:
         x = sample.take(self.tokens, slice(0, 200))
         free = {m: self.model.mark_free(x, m) for m in x}
         self.add("bits", "image_bits text_bits image_bits_ko text_bits_ko", [
-            self.model.bound(x, free[m], 16, velocity).mean(1).min() / math.log(2)
-            for velocity in (fudoki.time_reversal, fudoki.kinetic_optimal)
+            bound.of_rows(self.model, x, free[m], 16, velocity).mean(1).min() / math.log(2)
+            for velocity in (bound.time_reversal, fudoki.kinetic_optimal)
             for m in ("image", "text")])
 
     def repairs(self, kind, way, t):
@@ -220,7 +217,7 @@ class Measured:
             x["image"], before, end["image"], hit, "image", self.model), 4)
 
     def reads(self):
-        right = train.right(sample.read(self.model, self.tokens["image"]), self.truth)
+        right = study.right(sample.read(self.model, self.tokens["image"]), self.truth)
         self.add("reading", "digit caption", right, 1)
 
     def draws(self, texts, **options):
@@ -236,13 +233,13 @@ class Measured:
         model.predict = predict
         states = list(model.generate(x, free, **options))
         del model.predict
-        path = list(sample.knowing(model, states[-1]).generate(x, free, x_t=states[0], **options))
+        path = list(study.knowing(model, states[-1]).generate(x, free, x_t=states[0], **options))
         pictures = self.patches.decode(states[-1]["image"])
         features, seen = self.judge(pictures)
         minds = sum((a != b).float().mean() for a, b in itertools.pairwise(guesses))
-        return (*train.right(train.captions(pictures, seen), texts),
-                train.frechet(features, self.real), minds,
-                *(sample.departures(s, {"image": free["image"]}) for s in (states, path)))
+        return (*study.right(train.captions(pictures, seen), texts),
+                study.world.frechet(features, self.real), minds,
+                *(study.departures(s, {"image": free["image"]}) for s in (states, path)))
 
     def chooses(self):
         """Guidance and temperature, on captions of which no drawing is reported."""

@@ -71,7 +71,7 @@ def main():
                         "repaired spoiled left".split())
     data = study.digits(given)
     for name, model in study.models(given):
-        truth = data.rows(model, *(part[:300] for part in data.held_out))[0].tokens
+        truth = data.rows(model, *(part[:300] for part in data.held_out))[0]
         for seed, (kind, share, way, t) in itertools.product(range(given.seeds), CELLS):
             key = name, kind, share, way, t, seed
             if key in table:

@@ -17,7 +17,7 @@ import study                    # first: it puts the project on the path
 import torch
 
 import sample
-import train
+import scenes as world
 
 N = 200
 WAYS = [("state", 0.9), ("draft", 0.3), ("draft", 0.5), ("place", 0.)]
@@ -27,19 +27,19 @@ def contradiction(rng, kind, anywhere):
     """A caption, a scene of which it is true, and one of which it is not, alike but for a word."""
     while True:
         ability = {"colour": "attribution", "count": "counting"}.get(kind, kind)
-        things, caption = train.invent(rng, ability, anywhere)
+        things, caption = world.invent(rng, ability, anywhere)
         wrong = list(things)
         if kind == "colour":
-            wrong[0] = things[0]._replace(colour=rng.choice([*train.COLOURS]))
+            wrong[0] = things[0]._replace(colour=rng.choice([*world.COLOURS]))
         elif kind == "position":                            # they change places
             wrong = [a._replace(row=b.row, column=b.column) for a, b in zip(things, things[::-1])]
         else:                                               # one more or fewer
-            more, *others = train.invent(rng, ability, anywhere)[0]
+            more, *others = world.invent(rng, ability, anywhere)[0]
             wrong = things[1:] if rng.random() < 0.5 else things + [
                 more._replace(shape=things[0].shape)]
-        seen = train.see(train.render(wrong)[None])[0]      # None: they lie on each other
-        if seen and not train.UNSEEN.search(caption) and not train.is_true(caption, seen):
-            return caption, train.render(things), train.render(wrong)
+        seen = world.see(world.render(wrong)[None])[0]      # None: they lie on each other
+        if seen and not world.UNSEEN.search(caption) and not world.is_true(caption, seen):
+            return caption, world.render(things), world.render(wrong)
 
 
 def main():
@@ -63,8 +63,8 @@ def main():
                 options = sample.defaults(model, "draw") | dict(guidance=guidance)
                 *_, end = model.generate(x, free, x_t=x if way == "state" else None, t=t,
                                          **options)
-                true = torch.tensor([*map(train.is_true, captions,
-                                          train.see(patches.decode(end["image"])))])
+                true = torch.tensor([*map(world.is_true, captions,
+                                          world.see(patches.decode(end["image"])))])
                 same = (end["image"] == wrong)[true][(right == wrong)[true]]
                 table.add(*key, f"{true.float().mean():.3f}", f"{same.float().mean():.4f}")
 

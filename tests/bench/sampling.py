@@ -72,7 +72,7 @@ def equal_loss(model, tokens):
         loss = [model.loss(tokens, free, t)[0].item() for t in grid[:-1]]
     loss = np.minimum.accumulate([*loss, 0.])
     return lambda t, steps, late: np.interp(np.linspace(loss[0], 0, steps + 1)[::-1], loss[::-1],
-                                      grid.numpy()[::-1])[::-1].tolist()
+                                            grid.numpy()[::-1])[::-1].tolist()
 
 
 def run(cell, model, truth):
@@ -102,7 +102,7 @@ def main():
     for name, model in models.items():
         rows, model.truth = data.rows(model, *data.held_out)
         model.evenly = model.times
-        model.by_loss = equal_loss(model, sample.take(rows.tokens, slice(0, 500)))
+        model.by_loss = equal_loss(model, sample.take(rows, slice(0, 500)))
         model.ideal, _ = judge(model.tokens["image"].decode(model.tokens["image"].encode(test[0])))
         print(name, "times by loss:", *(f"{t:.3f}" for t in model.by_loss(0, 8, 1)), flush=True)
     for seed, (name, model) in itertools.product(range(given.seeds), models.items()):
@@ -118,8 +118,8 @@ def main():
             drawn, changes, revised = run(cell, model, truth)
             rate = 500 / (time.time() - begin)
             features, seen = judge(drawn)
-            table.add(*key, *train.right(train.captions(drawn, seen), truth),
-                      f"{train.frechet(features, model.ideal):.2f}", f"{accuracy:.4f}", changes,
+            table.add(*key, *study.right(train.captions(drawn, seen), truth),
+                      f"{study.world.frechet(features, model.ideal):.2f}", f"{accuracy:.4f}", changes,
                       revised, f"{rate:.0f}")
 
 

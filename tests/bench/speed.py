@@ -5,12 +5,12 @@ seconds, medians of interleaved repeats, and extra memory (Linux, one thread):
     OMP_NUM_THREADS=1 python tests/bench/speed.py growth    growth.csv and figures/growth.png
 """
 import csv
-import math
 import ctypes
+import functools
+import math
 import os
 import statistics
 import sys
-import tempfile
 import threading
 import time
 from pathlib import Path
@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 
 import fudoki
+import sample
 import train
 
 REPEATS, T, S = 5, 0.4, 0.5
@@ -77,7 +78,7 @@ def calls(V, D, rows):
     beta, slope = (float(a) for a in torch.func.jvp(
         path.beta, (torch.tensor([T]),), (torch.ones(1),)))
     corrupt, step = plain(path, beta, slope)
-    moves = {name: fudoki.step_named(name) for name in (*fudoki.STEPS, "corrector")}
+    moves = fudoki.STEPS | {"corrector": functools.partial(fudoki.euler, velocity=fudoki.corrector)}
     return {"corrupt": (lambda: fudoki.corrupt(path, x_1, T), lambda: corrupt(x_1))} | {
         name: (lambda move=move: move(path, x_t, x_1, T, S), lambda: step(x_t, x_1))
         for name, move in moves.items()}
@@ -97,29 +98,26 @@ def seconds(calls, repeats=REPEATS):
 def training(steps):
     """(ours, the plain way): so many steps of training of the toy, by Lightning, and a loop with
     the same network, optimiser and clipping on tokens that are noisy already."""
-    run = train.parse(["--preset", "smoke", "--patch", "4", "--width", "96", "--depth", "4",
-                       "--heads", "3", "--steps", str(steps), "--val-every", str(10 * steps)])
-    train.quietly(run)
-    data = train.Digits(run)
+    run, data = study.prepared([
+        "--preset", "smoke", "--patch", "4", "--width", "96", "--depth", "4", "--heads", "3",
+        "--steps", str(steps), "--val-every", str(10 * steps)])
     model = data.build(run)
-    keep = train.Keep(run, Path(tempfile.mkdtemp()))
-    keep.save = lambda trainer: None
     tokens, _ = data.tokens(model)
+    train.Keep.on_validation_end = lambda *arguments: None          # writes no checkpoint
 
     def bare():
         model.trainer = SimpleNamespace(estimated_stepping_batches=steps)
-        model.optimizer = train.Muon
         (optimizer,), _ = model.train().configure_optimizers()
         for _ in range(steps):
-            x = tokens.__getitems__(torch.randint(len(tokens), (run.batch,)))
-            free, _ = model.task(x)
+            x = sample.take(tokens, torch.randint(len(tokens["text"]), (run.batch,)))
+            free = model.task(x)
             loss = sum(F.cross_entropy(l[free[m]], x[m][free[m]])
                        for m, l in model.net(x, free, T).items())
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.)
             optimizer.step()
-    return lambda: train.fit(train.make_trainer(run, keep), keep, model, data, run), bare
+    return lambda: study.trained(run, data, model), bare
 
 
 def beside_a_plain_way():

@@ -10,8 +10,6 @@ set is left for the report. 1,000 steps take three minutes on a core that has 35
 """
 import argparse
 import itertools
-import tempfile
-from pathlib import Path
 
 import lightning as L
 import study                    # first: it puts the project on the path
@@ -28,24 +26,12 @@ def without_norms(model):
         block.attention.norm_q = block.attention.norm_k = nn.Identity()
 
 
-def adamw(model):
-    """Lets AdamW have the matrices, too."""
-    configure = model.configure_optimizers
-
-    def without_matrices():
-        found = configure()
-        for group in found[0][0].param_groups:
-            group["matrices"] = False
-        return found
-    model.configure_optimizers = without_matrices
-
-
 VARIANTS = {                    # flags, and what is done to the new model
     "as the preset": ("", None),
-    "exponent 2": ("--exponent 2", None),
+    "exponent 2": ("--path-options exponent=2.", None),
     "t = u²": ("--t-power 2", None),
     "t = u": ("--t-power 1", None),
-    "AdamW, learning rate .003": ("--lr 3e-3", adamw),
+    "AdamW, learning rate .003": ("--optimizer adamw --lr 3e-3", None),
     "queries and keys as they are": ("", without_norms),
 }
 TIMES = 0.05, 0.25, 0.5, 0.75
@@ -55,16 +41,16 @@ def measure(model, data, judge):
     """The values of a row."""
     rows, truth = data.rows(model, *data.held_out)
     patches = model.tokens["image"]
-    x, ideal = rows.tokens, judge(patches.decode(patches.encode(data.test[0])))[0]
+    x, ideal = rows, judge(patches.decode(patches.encode(data.test[0])))[0]
     drawn = sample.draw(model, truth)
     features, seen = judge(drawn)
-    answers = data.answers(model, x["image"], truth)[0]
+    answers = study.world.answers(model, x["image"], truth)["caption"]
     with torch.no_grad():
         losses = [model.loss(x, model.mark_free(x, "image"), t)[0].item() for t in TIMES]
-    values = [*train.right(train.captions(drawn, seen), truth),
-              *train.right(sample.read(model, x["image"]), truth), answers[2], *losses]
-    return [f"{train.frechet(features, ideal):.1f}",
-            f"{train.frechet(judge(patches.decode(x['image']))[0], ideal):.1f}",
+    values = [*study.right(train.captions(drawn, seen), truth),
+              *study.right(sample.read(model, x["image"]), truth), answers, *losses]
+    return [f"{study.world.frechet(features, ideal):.1f}",
+            f"{study.world.frechet(judge(patches.decode(x['image']))[0], ideal):.1f}",
             *(f"{value:.3f}" for value in values)]
 
 
@@ -76,7 +62,6 @@ def main():
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--data-dir")
     given = parser.parse_args()
-    where = ["--data-dir", given.data_dir] if given.data_dir else []
     table = study.Table("training", "variant steps seed".split(), [
         "frechet", "real", "digit", "caption", "reading_digit", "reading_caption", "answers",
         *(f"loss_t{t}" for t in TIMES), "samples_per_s"])
@@ -85,18 +70,14 @@ def main():
         if (name, given.steps, seed) in table:
             continue
         flags, change = VARIANTS[name]
-        run = train.parse([*flags.split(), *where, "--seed", str(seed), "--threads", "1",
-                           "--steps", str(given.steps), "--val-every", str(given.steps)])
-        train.quietly(run)
-        data = train.dataset(run)
+        run, data = study.prepared([*flags.split(), *study.where(given), "--seed", str(seed),
+                                    "--steps", str(given.steps), "--val-every", str(given.steps)])
         judge = judge or study.judge(data)
         L.seed_everything(seed, verbose=False)
         model = data.build(run)
         if change:
             change(model)
-        with tempfile.TemporaryDirectory() as folder:
-            keep = train.Keep(run, Path(folder))
-            rate = train.fit(train.make_trainer(run, keep), keep, model, data, run)
+        rate = study.trained(run, data, model)
         L.seed_everything(seed, verbose=False)
         table.add(name, given.steps, seed, *measure(model, data, judge), f"{rate:.0f}")
 

@@ -71,7 +71,7 @@ if __name__ == "__main__":
     files = dict(argument.split("=", 1) for argument in given.checkpoints)
     for name, model in study.models(given):
         run = argparse.Namespace(**train.settings(files[name])[0])
-        held = train.Corpus(run).tokens(model)[1].tokens["text"]
+        held = train.Corpus(run).tokens(model)[1]["text"][:run.test_images]
         if (name, "any word") not in sight:
             L.seed_everything(0, verbose=False)
             for kind, found in seen(model, held).items():

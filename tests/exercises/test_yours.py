@@ -241,7 +241,7 @@ def check_step(move, path, name, say=lambda line: None):
 def test_step(a_step, report):
     torch.manual_seed(0)
     for name in ("uniform", "metric", "marginal", "mask"):
-        check_step(fudoki.step_named(a_step), made(name), name,
+        check_step(fudoki.STEPS[a_step], made(name), name,
                    lambda line: report.append(f"{a_step}: {line}"))
 
 
