@@ -48,7 +48,8 @@ class Registry(dict):
             file, _, what = entry.partition(":")
             for folder in (pathlib.Path(), pathlib.Path(__file__).parent):
                 source = folder / f"{file}.py"
-                if source.is_file() and "fudoki" in source.read_text(encoding="utf-8"):
+                if (re.fullmatch(r"\w+(/\w+)*", file) and source.is_file()
+                        and "fudoki" in source.read_text(encoding="utf-8")):
                     self[name] = runpy.run_path(str(source))[what]
                     return self[name]
             raise KeyError(name)
@@ -94,7 +95,8 @@ class MarginalPath(UniformPath):
 
     def __init__(self, embedding, frequency=None):
         super().__init__(embedding)
-        count = torch.ones(len(embedding)) if frequency is None else frequency + 1.  # none is 0
+        # one more of each, so that no token is impossible
+        count = torch.ones(len(embedding)) if frequency is None else frequency + 1.
         self.register_buffer("noise", count / count.sum(), persistent=False)
 
     def logits(self, x_1, t):           # ℓ_t(x | x₁) = log( t·1[x = x₁] + (1 − t)·q(x) )
@@ -702,7 +704,7 @@ class Fudoki(L.LightningModule):
         present = {m: x for m, x in x_1.items() if torch.rand(()) >= self.hparams.drop} or x_1
         loss, accuracy = self.loss(present, self.task(present), of=LOSSES[self.hparams.loss])
         if len(present) < len(x_1) and torch.distributed.is_initialized():
-            loss = loss + 0 * sum(p.sum() for p in self.net.parameters())   # DDP wants them all
+            loss = loss + 0 * sum(p.sum() for p in self.net.parameters())   # DDP wants all of them
         self.log_dict({"loss": loss, "accuracy": accuracy}, prog_bar=True)
         return loss
 

@@ -55,6 +55,7 @@ def command(main):
         for stream in (sys.stdout, sys.stderr):
             if hasattr(stream, "reconfigure"):          # a notebook's stream has no such method
                 stream.reconfigure(errors="replace")    # a terminal may not know "█"
+
         torch.set_flush_denormal(True)                  # numbers below 1e-38 are slow on a CPU
         warnings.simplefilter("ignore")                 # plans of libraries, not news for users
         try:
@@ -96,6 +97,7 @@ def open_model(path=None):
         raise InputError("no checkpoint under runs/; train one first: python train.py")
     path = pathlib.Path(path or found[-1])
     saved = opened(path)
+
     try:
         options = saved["hyper_parameters"]
         preset = (options.get("notes") or {}).get("preset", "")
@@ -196,6 +198,7 @@ def open_picture(path):
             picture = ImageOps.exif_transpose(file)
             if picture.mode[0] in "IF":                 # conversion would cut the brightness off
                 raise ValueError(f"it has mode {picture.mode}; save it with 8 bits per channel")
+
             if picture.has_transparency_data:
                 picture = picture.convert("RGBA")
                 picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
@@ -256,6 +259,7 @@ def encode(model, text, n, drawn):
     picture that is `drawn` needs only some words, in any order: chance chooses a caption that has
     them. InputError: unknown words, or too many."""
     captions, texts = model.hparams.notes["captions"], [text or "___"] * n
+
     if drawn and captions and "___" not in text:
         said = set(re.findall(r"\w+", text.lower()))
         fitting = [caption for caption in captions if said <= set(caption.split())]
@@ -264,6 +268,7 @@ def encode(model, text, n, drawn):
             raise InputError(f"'{text}' is not part of a caption such as '{captions[-1]}'; "
                              f"known are {', '.join(words)}")
         texts = random.choices(fitting, k=n)
+
     try:
         return model.tokens["text"].encode(texts)
     except ValueError as error:
@@ -381,6 +386,7 @@ def parse(argv=None):
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, prog="sample.py", allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
+
     add = parser.add_argument
     add("prompt", nargs="*", help='what to draw, e.g. "a bold slanted seven", or a text to fill')
     add("--text", help="the same: a caption, or the text to be filled")
@@ -390,6 +396,7 @@ def parse(argv=None):
         "in patches, counted from 0, both ends included; 'not 1:1-2:2' keeps all others")
     add("--from", type=number(float, 0, 0.999), dest="from_t", metavar="T",
         help="start from the picture as it is at time T, from 0 (noise) to 1 (untouched)")
+
     add("--checkpoint", help="default: the newest under runs/")
     add("--n", type=number(int, 1), help="pictures to draw (default: 16), texts to write (1)")
     add("--best-of", type=number(int, 1), default=1, metavar="N",
@@ -398,6 +405,7 @@ def parse(argv=None):
     add("--out", default="samples.png", help="the PNG file to write (default: samples.png)")
     add("--gif", help="a file for a film of the generation")
     add_generation(parser)
+
     given = parser.parse_args(argv)
     given.prompt = " ".join(given.prompt + ([given.text] if given.text else []))
     given.changes = given.keep is not None or given.from_t is not None
@@ -439,7 +447,7 @@ def given_and_free(given, model, n):
 
     x, free = model.to_fill(n, **known)
     if given.image:
-        x["image"] = image                              # where it is free, --from starts from it
+        x["image"] = image                              # --from starts from it where it is free
     if given.changes and "text" not in known:
         del x["text"], free["text"]                     # no caption: guidance has to be off
     if not any(f.any() for f in free.values()):

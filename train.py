@@ -23,6 +23,7 @@ import argparse
 import ast
 import csv
 import gzip
+import itertools
 import json
 import logging
 import math
@@ -43,7 +44,7 @@ from lightning.pytorch.callbacks import TQDMProgressBar, WeightAveraging
 from lightning.pytorch.loggers import CSVLogger
 from PIL import ImageOps
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, RandomSampler
 from torchvision.datasets import MNIST
 from torchvision.utils import save_image
 
@@ -51,8 +52,6 @@ from fudoki import LOSSES, OPTIMIZERS, PATHS, TRUNKS, Fudoki, Patches, Registry,
 from sample import (SEED, WRITE, InputError, add_generation, command, defaults, draw, first_line,
                     generation, middle_square, named, number, open_model, open_picture, opened,
                     read, take, write)
-
-RUNS = pathlib.Path("runs")
 
 # -------------------------------------------------------------------------------- 1. settings
 # name: (default, limits or choices, what it is). A kind of data changes defaults and adds its own.
@@ -100,10 +99,10 @@ def option(text):
         return name, value
 
 
-def add_flags(parser, settings):
+def add_flags(parser, known):
     """A flag for each setting, of the type of its default, within its limits or choices."""
-    for name, (default, limits, help) in settings.items():
-        how = {}
+    for name, (default, limits, about) in known.items():
+        how = {}                        # a string needs nothing
         if isinstance(default, bool):
             how["action"] = argparse.BooleanOptionalAction
         elif isinstance(default, dict):
@@ -112,13 +111,14 @@ def add_flags(parser, settings):
             how = named(limits)
         elif isinstance(default, (int, float)):
             how["type"] = number(type(default), *limits or (-math.inf,))
-        help += "" if default in ("", {}) else f" (default: {default})"
-        parser.add_argument("--" + name.replace("_", "-"), **how, help=help)
+
+        about += "" if default in ("", {}) else f" (default: {default})"
+        parser.add_argument("--" + name.replace("_", "-"), **how, help=about)
 
 
 def folder_of(preset):
     """The folder of its runs."""
-    return RUNS / re.sub(r"\W", "_", preset)
+    return pathlib.Path("runs", re.sub(r"\W", "_", preset))
 
 
 def settings(path):
@@ -137,8 +137,9 @@ def parse(argv=None):
     early.add_argument("--preset", **named(DATA), help="the data, and settings that suit them")
     early.add_argument("--resume", action="store_true", help="go on from runs/<preset>/model.ckpt")
     first, others = early.parse_known_args(argv)
-    preset = first.preset or ("folder" if "--data" in others else "toy")
-    preset = "ar-text" if preset == "ar" and "--text" in others else preset
+    flags = {word.partition("=")[0] for word in others}
+    preset = first.preset or ("folder" if "--data" in flags else "toy")
+    preset = "ar-text" if preset == "ar" and "--text" in flags else preset
 
     known = settings_of(DATA[preset])
     parser = argparse.ArgumentParser(prog="train.py", description=__doc__, parents=[early],
@@ -155,8 +156,8 @@ def parse(argv=None):
             if given[name] != saved.get(name):
                 raise InputError(f"--{name.replace('_', '-')} {given[name]} contradicts {path}, "
                                  f"which has {saved.get(name)}: leave it out")
-    defaults = {k: v[0] for k, v in known.items()}
-    run = argparse.Namespace(**defaults | saved | given | dict(preset=preset))
+    usual = {k: v[0] for k, v in known.items()}
+    run = argparse.Namespace(**usual | saved | given | dict(preset=preset))
 
     if run.trunk == "backbone" and not run.backbone:
         raise InputError("--trunk backbone needs a --backbone to start from")
@@ -229,6 +230,7 @@ def tokenizer(texts, characters=False, eos=()):
         made.normalizer = normalizers.Sequence([
             normalizers.NFC(), normalizers.BertNormalizer(strip_accents=False)])
         made.pre_tokenizer, made.decoder = pre_tokenizers.Whitespace(), decoders.WordPiece()
+
     made.train_from_iterator(texts, trainers.WordLevelTrainer(
         vocab_size=2 ** 20, show_progress=False))
     made.add_tokens([*eos])
@@ -296,6 +298,7 @@ def check_backbone(name, trunk, model, n):
         own = model(few).logits
         if not torch.allclose(head(h), own, rtol=1e-3, atol=1e-3 * own.std().item()):
             raise ValueError("its logits are not those of its head and its body's states")
+
         a, b = (trunk(words(x.index_fill(1, torch.tensor(n - 1), i)), None, None, None)
                 for i in (0, 1))        # two sequences that differ in the last token
         if not (a != b).any(-1).all():
@@ -328,10 +331,12 @@ class Data:
         for m, count in frequency.items():
             if (count > 0).sum() < 2:
                 raise InputError(f"all {m} tokens of {self.origin} are alike: nothing to learn")
+
         names = "path path_options trunk loss optimizer lr lr_new t_power drop".split()
         sizes = dict(width=run.width, depth=run.depth, heads=run.heads) | run.trunk_options
         options = {name: vars(run)[name] for name in names} | dict(trunk_options=sizes)
         notes = dict(preset=run.preset, data=self.origin, captions=None, asks=False) | notes
+
         try:
             model = Fudoki(tokens, frequency, share=share, notes=notes, **options | backbone)
             list(model.generate(*model.to_fill(1), steps=2))        # are the options possible?
@@ -340,6 +345,7 @@ class Data:
                 raise
             raise InputError(f"--path {run.path} {run.path_options} --trunk {run.trunk} "
                              f"{run.trunk_options}: {first_line(error)}") from error
+
         if backbone:
             check_backbone(run.backbone, model.net.trunk, backbone["pretrained"],
                            sum(kind.length for kind in model.tokens.values()))
@@ -359,18 +365,21 @@ class Pictures(Data):
         images, size = self.train[0], self.train[0].shape[-1]
         if size % run.patch:
             raise InputError(f"--patch {run.patch} does not divide the pictures' side, {size}")
+
         n = 8000 * 49 * run.patch ** 2 // size ** 2         # of pictures, for as many patches
         some = images[torch.randperm(len(images))[:max(1, n)]]
         patches = F.unfold(some, run.patch, stride=run.patch).mT.flatten(0, 1)
         image = [self.codebook(patches, run.codes), run.patch, size, images.shape[1]]
         frequency = {"image": torch.bincount(Patches(*image).encode(some).flatten(),
                                              minlength=len(image[0]))}
+
         backbone, text = {}, self.text
         if run.backbone:                                    # its words instead of those of `text`
-            backbone, json, eos, embedding = load_backbone(run)
-            words = Text(json, math.inf, eos).encode(self.examples)
-            text = [json, words.shape[1], eos, False, embedding]
+            backbone, made, eos, embedding = load_backbone(run)
+            words = Text(made, math.inf, eos).encode(self.examples)
+            text = [made, words.shape[1], eos, False, embedding]
             frequency["text"] = torch.bincount(words.flatten(), minlength=len(embedding))
+
         return self.make(run, dict(text=text, image=image), frequency,
                          {"image": run.share, "text": 1 - run.share}, self.notes, **backbone)
 
@@ -415,10 +424,10 @@ class Digits(Pictures):
     captions = staticmethod(captions)
 
     def __init__(self, run):
-        train, test = self.load(run)
-        if train[0].shape[1:] != test[0].shape[1:]:
+        known, test = self.load(run)
+        if known[0].shape[1:] != test[0].shape[1:]:
             raise InputError(f"{self.origin}: images for training and testing differ in size")
-        images, digits = (part[:run.train_images] for part in train)
+        images, digits = (part[:run.train_images] for part in known)
         n = min(1000, len(images) // 10)
         self.train, self.held_out = (images[n:], digits[n:]), (images[:n], digits[:n])
         self.test = tuple(part[:run.test_images] for part in test)
@@ -433,6 +442,7 @@ class Digits(Pictures):
         data/ whole or not at all. InputError: they are not as they have to be."""
         folder = pathlib.Path(run.data_dir or "data")
         self.origin = f"the digits in {folder.resolve().name}" if run.data_dir else "MNIST"
+
         if not (run.data_dir or any(folder.glob("MNIST/raw/*"))):
             try:
                 with tempfile.TemporaryDirectory() as new:
@@ -442,6 +452,7 @@ class Digits(Pictures):
                 print("MNIST CANNOT BE DOWNLOADED: these are rendered digits. Or use --data-dir.")
                 self.origin = "digits rendered with a font, since MNIST could not be downloaded"
                 return DATA["smoke"].load(self, run)
+
         return read_digits(folder, "train"), read_digits(folder, "t10k")
 
     def tokens(self, model):
@@ -470,6 +481,7 @@ def metadata(folder):
     except (OSError, ValueError, KeyError, TypeError, AttributeError, csv.Error) as error:
         raise InputError(f"{path} has to be in UTF-8 with the columns file_name and text: "
                          f"{error!r}") from error
+
     for file, text in pairs:
         if not re.search(r"\w", text):
             raise InputError(f"{path}: {file.name} has no text")
@@ -507,10 +519,10 @@ class Folder(Pictures):
 
         self.origin = f"the folder {folder.resolve().name}"
         self.examples = list(dict.fromkeys(text for *_, text in rows))
-        json = tokenizer(self.examples, eos=["<end>"])
-        words = Text(json, math.inf)
+        made = tokenizer(self.examples, eos=["<end>"])
+        words = Text(made, math.inf)
         longest = max(len(words.ids(text)) for text in self.examples)
-        self.text = [json, longest + 1, len(words.embedding) - 1]
+        self.text = [made, longest + 1, len(words.embedding) - 1]
         self.notes = dict(form="square", asks=any("?" in text for text in self.examples))
 
     def report(self, model, run, options):
@@ -548,28 +560,28 @@ class Corpus(Data):
     def build(self, run):
         backbone, embedding, eos = {}, None, None
         if run.backbone:
-            backbone, json, eos, embedding = load_backbone(run)
+            backbone, made, eos, embedding = load_backbone(run)
         else:
-            json = tokenizer([self.train, self.test], characters=True)
-        words = Text(json, run.length, None, True, embedding)
-        frequency = torch.bincount(self.stream(words, self.train, eos),
-                                   minlength=len(words.embedding))
-        text = {"text": [json, run.length, None, True, embedding]}
-        return self.make(run, text, {"text": frequency}, notes=dict(eos=eos), **backbone)
+            made = tokenizer([self.train, self.test], characters=True)
+        text = [made, run.length, None, True, embedding]
+        words = Text(*text)
+        ids = self.stream(words, self.train, eos)
+        frequency = {"text": torch.bincount(ids, minlength=len(words.embedding))}
+        return self.make(run, {"text": text}, frequency, notes=dict(eos=eos), **backbone)
 
     def stream(self, words, text, eos):
         """A long text as tokens (N,); a backbone's closing token stands between its documents."""
         if eos is None:
             return torch.tensor(words.ids(text))
         documents = [words.ids(part.strip()) + [eos] for part in text.split("<|endoftext|>")]
-        return torch.tensor(sum(documents, []))
+        return torch.tensor(list(itertools.chain(*documents)))
 
     def tokens(self, model):
         """Training windows, which begin anywhere, and held-out ones, side by side."""
         words, eos = model.tokens["text"], model.hparams.notes["eos"]
         training, held_out = (self.stream(words, text, eos) for text in (self.train, self.test))
         return (dict(text=training.unfold(0, words.length, 1)),
-                dict(text=held_out.unfold(0, words.length, words.length)))
+                dict(text=held_out.unfold(0, words.length, words.length)[:1000]))
 
     def sample(self, model, path):
         texts = write(model, ["___"] * 4)
@@ -626,6 +638,7 @@ class Muon(torch.optim.AdamW):
     def step(self, closure=None):
         with torch.enable_grad():
             loss = closure() if closure else None
+
         for group in self.param_groups:
             for p in [p for p in group["params"] if group["matrices"] and p.grad is not None]:
                 if not self.state[p]:           # AdamW, when restored, wants all to have a step
@@ -635,6 +648,7 @@ class Muon(torch.optim.AdamW):
                 length = 0.2 * max(p.shape) ** 0.5
                 p.sub_(orthogonal(p.grad.lerp(m, 0.95)), alpha=group["lr"] * length)
                 p.grad = None                   # AdamW passes it by
+
         super().step()
         return loss
 
@@ -642,14 +656,9 @@ class Muon(torch.optim.AdamW):
 OPTIMIZERS["muon"] = Muon
 
 
-def seed_of(*numbers):
-    """One seed for several numbers."""
-    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
-
-
 class Batches:
-    """Batches of random rows, {name: (B, N)}. Which rows they are depends on the seed, the rank
-    and the step alone, so that a resumed run sees what it would have seen."""
+    """Batches of rows in random order, {name: (B, N)}, a part of each for every rank. They depend
+    on the seed and the step alone, so that a resumed run sees what it would have seen."""
 
     def __init__(self, rows, run, trainer, done):
         self.rows, self.run, self.trainer, self.done = rows, run, trainer, done
@@ -658,11 +667,13 @@ class Batches:
         return self.run.steps
 
     def __iter__(self):
-        n = len(next(iter(self.rows.values())))
-        for step in range(self.done, self.run.steps):
-            seed = seed_of(self.run.seed, step, self.trainer.global_rank)
-            g = torch.Generator().manual_seed(seed)
-            yield take(self.rows, torch.randint(n, (self.run.batch,), generator=g))
+        n, ranks = self.run.batch * self.trainer.world_size, self.trainer.world_size
+        order = iter(RandomSampler(next(iter(self.rows.values())), num_samples=n * len(self),
+                                   generator=torch.Generator().manual_seed(self.run.seed)))
+        for step in range(len(self)):
+            rows = list(itertools.islice(order, n))[self.trainer.global_rank::ranks]
+            if step >= self.done:
+                yield take(self.rows, torch.tensor(rows))
 
 
 class Keep(L.Callback):
@@ -676,7 +687,7 @@ class Keep(L.Callback):
     def state_dict(self):
         return dict(run=vars(self.run))                 # see `settings`
 
-    def interrupt(self, *signal):
+    def interrupt(self, number_of_signal, frame):
         """A signal handler: end after this step."""
         self.interrupted = True
 
@@ -686,7 +697,7 @@ class Keep(L.Callback):
 
     def on_train_batch_start(self, trainer, model, batch, index):
         """Noise is a function of the seed, the step and the rank, as in a run without a break."""
-        torch.manual_seed(seed_of(self.run.seed, trainer.global_step, trainer.global_rank))
+        torch.manual_seed(hash((self.run.seed, trainer.global_step, trainer.global_rank)))
 
     def on_train_batch_end(self, trainer, model, outputs, batch, index):
         """What ends one rank ends all."""
@@ -730,7 +741,7 @@ class Keep(L.Callback):
 def make_trainer(run, keep):
     """Lightning's Trainer with the settings of a run. InputError: it refuses them."""
     on_gpu = torch.cuda.is_available() and run.accelerator in ("auto", "gpu", "cuda")
-    auto = "bf16-mixed" if on_gpu else "32-true"
+    auto = ("bf16" if torch.cuda.is_bf16_supported() else "16") + "-mixed" if on_gpu else "32-true"
 
     def average(mean, now, n):          # at first the mean follows closely, it has seen little
         return torch.lerp(mean, now.to(mean), 1 - ((1 + n) / (10 + n)).clamp(max=run.ema))
@@ -758,8 +769,7 @@ def fit(trainer, model, data, run, done=0, path=None):
     except ValueError as error:
         raise InputError(f"{data.origin} does not fit the model: {error}") from error
     batches, n = Batches(rows, run, trainer, done), 10 * run.batch
-    validation = [take(held_out, slice(i, i + n))
-                  for i in range(0, len(next(iter(held_out.values()))), n)]
+    validation = [take(held_out, slice(i, i + n)) for i in range(0, 1000, n)]
 
     started = time.time()
     trainer.fit(model.train(), batches, DataLoader(validation, batch_size=None), ckpt_path=path,
@@ -837,19 +847,20 @@ def train(argv):
         done = settings(path)[1]
     else:
         model = data.build(run)
+
     (folder / "samples").mkdir(parents=True, exist_ok=True)     # if it fails, then before
     count = sum(p.numel() for p in model.net.parameters())
     what = " and ".join(f"{kind.length} {m} tokens" for m, kind in model.tokens.items())
     print(f"{data.origin}: {what} in a row; {count / 1e6:.2f} M parameters", flush=True)
 
     rate = fit(trainer, model, data, run, done, path)
-    if keep.interrupted:
+    if trainer.global_step < run.steps:                 # a signal has ended it
         print(f"\nstopped; {folder / 'model.ckpt'} is saved, go on with --resume")
     elif trainer.is_global_zero:                        # one process reports
         data.sample(model, folder / "samples/end")
         (folder / "report.csv").unlink(missing_ok=True)
         minutes = (time.time() - started) / 60
-        report(model, data, run, {}, folder / "report.csv", training_steps=run.steps,
+        report(model, data, run, {}, folder / "report.csv", training_steps=trainer.global_step,
                minutes=f"{minutes:.2f}", samples_per_s=f"{rate:.1f}",
                command=" ".join(["python train.py", *argv]))
         print(f"\n{minutes:.1f} minutes, {rate:.1f} samples/s in training; model and samples are "

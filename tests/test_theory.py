@@ -14,7 +14,7 @@ import fudoki
 from bound import bound, time_reversal
 from fudoki import PATHS, SCHEDULES, STEPS, VELOCITIES, corrupt, kinetic_optimal, race
 
-V, N = 6, 50_000
+V, N = 6, 20_000
 CASES = [(name, options) for name in PATHS for options in (
     [{"schedule": s} for s in SCHEDULES]
     if "schedule" in inspect.signature(PATHS[name]).parameters else [{}])]

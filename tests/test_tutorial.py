@@ -130,6 +130,30 @@ def test_readme_counts_the_lines_of_code_and_is_short_itself():
     assert sum(counted.values()) <= 1400 and len(README.read_text().splitlines()) <= 150
 
 
+def test_no_name_hides_an_import():
+    """Neither a parameter nor a variable of a function has the name of something imported."""
+    for name in ("fudoki", "sample", "train"):
+        tree = ast.parse((ROOT / f"{name}.py").read_text())
+        imported = {(alias.asname or alias.name).split(".")[0] for node in tree.body
+                    if isinstance(node, (ast.Import, ast.ImportFrom)) for alias in node.names}
+        found = {node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)}
+        found |= {node.id for node in ast.walk(tree)
+                  if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+        assert not found & imported, (name, found & imported)
+
+
+def test_bodies_have_paragraphs():
+    """A function of more than a dozen lines of code has a blank line or a comment in it."""
+    for name in ("fudoki", "sample", "train"):
+        text = (ROOT / f"{name}.py").read_text()
+        lines = text.splitlines()
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef):
+                body = lines[node.body[0].end_lineno:node.end_lineno]
+                code = [line for line in body if line.strip() and line.strip()[0] != "#"]
+                assert len(code) <= 12 or len(body) > len(code), f"{name}.{node.name}"
+
+
 def test_links_lead_somewhere():
     """Files that README and tutorial show or link to exist, and so do the headings."""
     for file in (TUTORIAL, README):

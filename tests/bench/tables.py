@@ -39,7 +39,7 @@ def reports(preset):
     for seed in sorted({row["seed"] for row in all_rows}):
         report = {row["what"].split(",")[0]: row for row in all_rows if row["seed"] == seed}
         pair = {what: f"{float(row['digit']):.3f} / {float(row['caption']):.3f}"
-                for what, row in report.items()}
+                for what, row in report.items() if row["caption"]}
         drawn, real = (float(report[what]["frechet"]) for what in ("drawing", "ceiling"))
         found.append(f"| `{preset}`, seed {seed} | {report['judge']['training_steps']} | "
                      f"{pair['drawing']} | {drawn:.1f} ({real:.1f}) | {pair['reading']} | "
