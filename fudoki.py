@@ -665,7 +665,7 @@ class Fudoki(L.LightningModule):
         n = sum(w.sum(1, keepdim=True) for w in weight.values()).clamp(min=1e-9)
         return {m: w / n for m, w in weight.items()}
 
-    def loss(self, x_1, free, t=None, of=cross_entropy):
+    def loss(self, x_1, free, t=None, position_loss=cross_entropy):
         """Mean loss of the free positions of a row, then of the rows, so that three words weigh as
         much as 49 patches, and the accuracy: two scalars.
 
@@ -683,7 +683,8 @@ class Fudoki(L.LightningModule):
         weight = self.weight(x_1, free)
         loss, right = 0, 0
         for m, l in self.net(x_t, free, t).items():
-            loss = loss + (of(self.paths[m], l, x_1[m], x_t[m], t) * weight[m]).sum() / B
+            losses = position_loss(self.paths[m], l, x_1[m], x_t[m], t)         # (B, N)
+            loss = loss + (losses * weight[m]).sum() / B
             right = right + ((l.argmax(-1) == x_1[m]) * weight[m]).sum() / B
         return loss, right
 
@@ -702,7 +703,8 @@ class Fudoki(L.LightningModule):
         """Lightning's hook: every row finds one modality, given the others. Now and then some are
         left out of the batch: without its condition is what guidance compares with."""
         present = {m: x for m, x in x_1.items() if torch.rand(()) >= self.hparams.drop} or x_1
-        loss, accuracy = self.loss(present, self.task(present), of=LOSSES[self.hparams.loss])
+        loss, accuracy = self.loss(present, self.task(present),
+                                   position_loss=LOSSES[self.hparams.loss])
         if len(present) < len(x_1) and torch.distributed.is_initialized():
             loss = loss + 0 * sum(p.sum() for p in self.net.parameters())   # DDP wants all of them
         self.log_dict({"loss": loss, "accuracy": accuracy}, prog_bar=True)

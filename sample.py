@@ -468,7 +468,7 @@ def main(argv=None):
     writing, reading = "image" not in model.tokens, given.image and not given.changes
     n = given.n or (1 if writing or reading else 16)
     x, free = given_and_free(given, model, n)
-    x, free = ({m: a.repeat_interleave(given.best_of, 0) for m, a in y.items()} for y in (x, free))
+    x, free = (take(y, torch.arange(n).repeat_interleave(given.best_of)) for y in (x, free))
 
     default = (WRITE if writing else GAPS if reading and given.prompt
                else defaults(model, "read" if reading else "draw"))
@@ -480,6 +480,7 @@ def main(argv=None):
         states, free = [take(state, rows) for state in states], take(free, rows)
 
     present(states, free, model, given)
+
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -33,8 +33,9 @@ def smoke(tmp_path_factory, world):
     folder = tmp_path_factory.mktemp("smoke")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        assert train.main(["--preset", "smoke", "--steps", "400", "--val-every", "200", "--seed",
-                           "1", "--test-images", "500", "--drawings", "100"]) == 0
+        patch.setattr(world.Judge, "STEPS", 75)
+        assert train.main("""--preset smoke --steps 320 --val-every 160 --seed 1
+                          --test-images 500 --drawings 100""".split()) == 0
     return folder
 
 
@@ -66,7 +67,7 @@ def test_smoke_learns_and_reports(smoke):
     rows = {row["what"].split(",")[0]: row for row in csv.DictReader(open(run / "report.csv"))}
     assert set(rows) == {"judge", "ceiling", "drawing", "reading", "answers"}
     assert float(rows["judge"]["digit"]) > 0.9
-    for what, digit, caption in (("drawing", 0.8, 0.75), ("reading", 0.85, 0.7)):
+    for what, digit, caption in (("drawing", 0.8, 0.65), ("reading", 0.6, 0.5)):
         assert float(rows[what]["digit"]) > digit and float(rows[what]["caption"]) > caption
     assert "rendered" in rows["reading"]["data"] and rows["reading"]["frechet"] == ""
     log = list(csv.DictReader(open(next(run.glob("log/*/metrics.csv")))))
@@ -206,9 +207,9 @@ def test_two_processes_are_one_training(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("arguments, says", [
     ("--lr 0.001", "--lr 0.001 contradicts runs/smoke/model.ckpt, which has 0.006: leave it out"),
-    ("--width 32", "--width 32 contradicts"), ("--path uniform", "--path uniform contradicts"),
+    ("--path uniform", "--path uniform contradicts"),
     ("--path-options exponent=4", "--path-options {'exponent': 4} contradicts"),
-    ("--codes 64 --seed 3", "which has 128"), ("--batch 32", "--batch 32 contradicts")])
+    ("--codes 64 --seed 3", "which has 128")])
 def test_what_belongs_to_the_model_cannot_be_changed_when_resumed(here, arguments, says, capsys):
     before = Path("runs/smoke/model.ckpt").read_bytes()
     assert says in complaint(capsys, train.main, "--preset", "smoke", "--resume",
@@ -232,10 +233,10 @@ def test_a_checkpoint_scores_as_after_its_training(no_judge, tmp_path, monkeypat
 def test_scores_with_other_options_add_up(here, no_judge, world, monkeypatch):
     monkeypatch.setattr(world, "answers", lambda *arguments: {})                # saves seconds
     for options in ("--steps 2 --step race", "--step euler --steps 3 --guidance 1 --seed 3"):
-        options += " --drawings 20 --csv table.csv"
+        options += " --test-images 60 --drawings 20 --csv table.csv"
         assert train.main(["score", "runs/smoke/model.ckpt", *options.split()]) == 0
     Path("mine.csv").write_text("a,b\n1,2\n")
-    assert train.main(["score", "--drawings", "20", "--csv", "mine.csv"]) == 2
+    assert train.main("score --test-images 60 --drawings 20 --csv mine.csv".split()) == 2
     assert Path("mine.csv").read_text() == "a,b\n1,2\n"           # another table stays
     drawn = [row for row in csv.DictReader(open("table.csv")) if "drawing" in row["what"]]
     assert [[row[k] for k in ("step", "steps", "guidance", "seed")] for row in drawn] == \
@@ -358,21 +359,24 @@ def test_frechet_distance_of_known_gaussians(world):
 
 # ---------------------------------------------------------------------------------------- sampling
 
-def test_draw(here, capsys):
-    arguments = ["a bold slanted seven", "--n", "5", "--seed", "3", "--out"]
-    assert sample.main([*arguments, "one.png"]) == sample.main([*arguments, "two.png"]) == 0
-    said = capsys.readouterr().out
-    assert "one.png: 5 drawn" in said and "█" in said
+@pytest.mark.parametrize("prompt, caption", [
+    ("a bold slanted seven", "a bold slanted seven"), ("seven bold", r"a bold \w+ seven"),
+    ("", r"a \w+ \w+ \w+")])
+def test_draw(prompt, caption, here, capsys):
+    """From a caption, from some of its words, from nothing; a seed decides the picture."""
+    for out in ("one.png", "two.png"):
+        assert sample.main([*prompt.split(), "--n", "5", "--seed", "3", "--out", out]) == 0
+        said = capsys.readouterr().out
+        assert f"{out}: 5 drawn" in said and "█" in said
+        assert len(re.findall(f"^{caption}$", said, re.M)) == 5
     assert Path("one.png").read_bytes() == Path("two.png").read_bytes()
     assert Image.open("one.png").size == (3 * (28 * 4 + 8) + 8, 2 * (28 * 4 + 8) + 8)
 
 
-@pytest.mark.parametrize("step", [*fudoki.STEPS, "velocity"])
-def test_draw_with_every_step_and_words_left_out(here, capsys, step):
-    how = ["--velocity", "corrector"] if step == "velocity" else ["--step", step]
-    assert sample.main(["bold", "seven", "--n", "2", "--steps", "3", *how]) == 0
-    said = capsys.readouterr().out
-    assert len(re.findall(r"^a bold \w+ seven$", said, re.M)) == 2
+@pytest.mark.parametrize("how", [*(f"--step {step}" for step in fudoki.STEPS),
+                                 *(f"--velocity {name}" for name in fudoki.VELOCITIES)])
+def test_draw_in_every_way(how, here):
+    assert sample.main(["seven", "--n", "2", "--steps", "3", *how.split()]) == 0
 
 
 def test_a_picture_is_changed_where_it_is_not_kept(here, capsys):
@@ -392,23 +396,15 @@ def test_a_picture_is_changed_where_it_is_not_kept(here, capsys):
     assert len(re.findall(r"^a \w+ \w+ \w+$", capsys.readouterr().out, re.M)) == 2
 
 
-def test_a_later_start_changes_less(here, capsys):
-    model = sample.open_model("runs/smoke/model.ckpt")[0]
-    digit = torch.from_numpy(np.array(Image.open(PICTURE).convert("L")))[None, None] / 255
-    decoded, found = model.tokens["image"].decode(model.tokens["image"].encode(digit))[0, 0], []
+def test_a_later_start_has_more_of_the_picture(here, monkeypatch):
+    def ended(states, free, model, given):
+        image = model.tokens["image"].encode(sample.load_picture(PICTURE, model).to(model.device))
+        changed.append((states[0]["image"] != image).float().mean())
+    changed = []
+    monkeypatch.setattr(sample, "present", ended)
     for start in ("0.1", "0.95"):
-        arguments = ["--image", PICTURE, "--from", start, "--guidance", "1", "--n", "1", "two"]
-        assert sample.main([*arguments, "--out", "from.png", "--seed", "1"]) == 0
-        drawn = torch.from_numpy(np.array(Image.open("from.png").convert("L")))[::4, ::4] / 255
-        found.append((drawn - decoded).square().mean().item())
-    assert found[1] < 0.7 * found[0], found
-
-
-def test_nothing_given_draws_a_picture_and_its_caption(here, capsys):
-    assert sample.main(["--n", "3", "--seed", "1"]) == 0
-    said = capsys.readouterr().out
-    assert "samples.png: 3 drawn" in said
-    assert len(re.findall(r"^a \w+ \w+ \w+$", said, re.M)) == 3
+        assert sample.main(["--image", PICTURE, "--from", start, "two", "--n", "50"]) == 0
+    assert changed[1] < 0.5 < changed[0], changed
 
 
 def test_a_film_has_every_state(here):
@@ -432,7 +428,7 @@ def test_the_best_of_some_agrees_better_with_its_caption(here, capsys):
         assert model.tokens["text"].decode(x["text"]) == texts
         given = {m: torch.full_like(x_m, m == "image", dtype=torch.bool) for m, x_m in x.items()}
         agreement.append(sample.agreement(model, x, given).mean().item())
-    assert agreement[1] > 0.7 * agreement[0]                    # log p, below 0
+    assert agreement[1] > 0.9 * agreement[0]                    # log p, below 0
     assert sample.main("a bold upright two --n 2 --best-of 3".split()) == 0
     assert "samples.png: 2 drawn" in capsys.readouterr().out
 
@@ -499,14 +495,10 @@ def test_what_a_terminal_cannot_show_is_saved_and_shown_otherwise(here, monkeypa
     assert Path("samples.png").exists() and capfd.readouterr().err == ""
 
 
-def test_questions_are_learned_and_answered(no_judge, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    assert train.main(["--preset", "smoke", *TINY, "--steps", "3", "--ask", "0.5"]) == 0
-    assert "answers" in capsys.readouterr().out
-    for question in ("What digit?", "is bold"):
+def test_questions_are_answered(here, capsys):
+    for question, answers in (("What digit?", train.DIGITS), ("is bold", ["yes", "no"])):
         assert sample.main(["--image", PICTURE, "--ask", question, "--steps", "2"]) == 0
-        said = capsys.readouterr().out.split("\n")
-        assert re.fullmatch(r"\w+|\?", said[-2])   # the answer; three steps know little
+        assert capsys.readouterr().out.split("\n")[-2] in answers
 
 
 def test_read_any_form_of_a_picture(here, capsys):
@@ -540,21 +532,14 @@ def test_read_any_form_of_a_picture(here, capsys):
 
 @pytest.mark.parametrize("arguments, says", [
     ("--preset toyy", "invalid choice: 'toyy' (choose from"), ("--stepz 3", "--stepz"),
-    ("--steps 0", "0 has to be from 1"), ("--steps x", "invalid int value"),
-    ("--path metrc", "invalid choice: 'metrc'"),
-    ("--trunk x", "invalid choice: 'x'"), ("--loss x", "invalid choice: 'x'"),
+    ("--steps 0", "0 has to be from 1"), ("--path metrc", "invalid choice: 'metrc'"),
     ("--path-options exponent", "invalid option value: 'exponent'"),
-    ("--exponent 2", "unrecognized arguments: --exponent"), ("--width 90", "4·heads = 12"),
-    ("--share 1.5", "--share"), ("--t-power 0", "--t-power"), ("--batch 1", "1 has to be from 2"),
+    ("--width 90", "4·heads = 12"), ("--share 1.5", "--share"),
     ("score none.ckpt", "no checkpoint none.ckpt"), ("score", "no checkpoint under runs/"),
     ("--resume", "there is no checkpoint runs/toy/model.ckpt"),
-    ("--seed -1", "--seed: -1 has to be from 0"), ("--lr -1", "--lr: -1 has to be"),
-    ("--seed 5000000000", "has to be from 0 to 4294967295"), ("--codes 1", "1 has to be from 2"),
+    ("--seed 5000000000", "has to be from 0 to 4294967295"),
     ("--trunk backbone", "--trunk backbone needs a --backbone to start from"),
-    ("--optimizer x", "invalid choice: 'x'"),
-    ("--precision fp16", "Lightning: Precision 'fp16' is invalid"),
-    ("--accelerator abacus", "Lightning: You selected an invalid accelerator"),
-    ("--devices 0", "Lightning: "), ("--strategy x", "Lightning: You selected an invalid")])
+    ("--precision fp16", "Lightning: Precision 'fp16' is invalid")])
 def test_mistakes_in_training(arguments, says, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(train.Digits, "load", lambda *args: 2 * [(torch.rand(30, 1, 28, 28),
@@ -580,11 +565,9 @@ def test_options_that_are_impossible_are_one_line(options, says, capsys, tmp_pat
     ("'a bold sevn'", "'a bold sevn' is not part of a caption such as"),
     ("'a thin bold one'", "known are a, bold, eight"),
     ("seven --steps 0", "--steps: 0 has to be from 1"),
-    ("seven --n 0", "--n: 0 has"), ("seven --temperature -1", "--temperature: -1 has to be"),
     ("seven --temperature nan", "--temperature: nan has to be"),
     ("seven --step rase", "invalid choice: 'rase' (choose from"),
     ("seven --out no/x.png", "No such file or directory"),
-    ("seven --guidnce 2", "unrecognized arguments: --guidnce"),
     ("seven --checkpoint none.ckpt", "no checkpoint none.ckpt"),
     ("--image none.png", "none.png is no picture that can be read"),
     ("--image report.png", "no picture that can be read"),
@@ -598,10 +581,7 @@ def test_options_that_are_impossible_are_one_line(options, says, capsys, tmp_pat
     ("--image runs/smoke/picture.png --keep 0:0-4:0", "rows and columns of patches from 0 to 3"),
     ("--image runs/smoke/picture.png --from 1", "--from: 1 has to be from 0 to 0.999"),
     ("--image runs/smoke/picture.png --ask what seven", "--ask nothing else"),
-    ("seven --best-of 0", "--best-of: 0 has to be"),
     ("--image runs/smoke/picture.png --gif x.gif", "--gif shows how a picture is drawn"),
-    ("seven --seed -1", "--seed: -1 has to be from 0 to 4294967295"),
-    ("seven --guidance nan", "--guidance: nan has to be from -1000"),
     ("seven --guidance 1e38", "--guidance: 1e38 has to be"),
     ("seven --out runs.png", "Is a directory")])
 def test_mistakes_in_sampling(arguments, says, capsys, here):
@@ -621,20 +601,6 @@ def test_runs_that_is_a_file_is_said_at_once(tmp_path, monkeypatch, capsys):
     Path("runs").write_text("")
     monkeypatch.setattr(train, "fit", lambda *args: 1 / 0)
     assert "'runs" in complaint(capsys, train.main, "--preset", "smoke")
-
-
-def test_temperatures_that_are_nearly_zero_are_zero():
-    """Divided by 1e-38, float32 is infinite."""
-    l = torch.tensor([[1., 3., 2.], [0., -1., -9.]])
-    for temperature in (0., 1e-38, 1e-7, 1e-6):
-        assert fudoki.sample_x_1(l, temperature).tolist() == [1, 0]
-
-
-def test_without_a_checkpoint_it_says_what_to_do(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    assert sample.main(["bold slanted seven"]) == 2
-    assert tuple(capsys.readouterr()) == (
-        "", "sample.py: no checkpoint under runs/; train one first: python train.py\n")
 
 
 @pytest.mark.parametrize("main", [train.main, sample.main])

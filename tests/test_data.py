@@ -15,6 +15,7 @@ import torch
 from PIL import Image, ImageDraw
 from test_backbone import COMMON, STORY, tokenizer
 from test_commands import REAL, complaint
+from test_model import learn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import fudoki
@@ -121,13 +122,9 @@ def test_ones_own_digits_of_any_size_are_trained_on_and_stay_as_they_are(here, c
     ("t10k-labels-idx1-ubyte.gz", lambda data: gzip.compress(idx(np.arange(9))),
      "t10k images [40, 20, 20] and 9 labels"),
     ("train-images-idx3-ubyte", lambda data: data[:900], "no whole file in MNIST's format"),
-    ("train-images-idx3-ubyte", lambda data: data + b"more", "no whole file in MNIST's format"),
-    ("t10k-images-idx3-ubyte", lambda data: b"", "no whole file in MNIST's format"),
     ("t10k-images-idx3-ubyte", lambda data: b"<!DOCTYPE html>", "no whole file in MNIST's"),
-    ("t10k-images-idx3-ubyte", lambda data: b"\0\0\x08\x03\0", "no whole file in MNIST's"),
     ("t10k-images-idx3-ubyte", lambda data: idx(np.ones((40, 25, 25))), "differ in size"),
     ("t10k-images-idx3-ubyte", lambda data: idx(np.ones((40, 20, 25))), "[40, 20, 25]"),
-    ("t10k-images-idx3-ubyte", lambda data: idx(np.ones((40, 400))), "squares"),
     ("t10k-images-idx3-ubyte", lambda data: None, "No such file")])
 def test_digits_that_cannot_be_used_are_named_before_the_training(name, change, says, here,
                                                                   capsys):
@@ -136,6 +133,11 @@ def test_digits_that_cannot_be_used_are_named_before_the_training(name, change, 
     (raw / name).write_bytes(new) if new is not None else (raw / name).unlink()
     assert says in complaint(capsys, train.main, "--data-dir", "own", "--patch", "5")
     assert not Path("runs").exists()
+
+
+def test_without_the_judge_nothing_begins(here, capsys, monkeypatch):
+    monkeypatch.setattr(train, "__file__", "train.py")
+    assert "need the folder tests beside train.py" in complaint(capsys, train.main)
 
 
 def test_a_patch_that_does_not_divide_the_pictures_is_said_before_the_training(here, capsys):
@@ -192,30 +194,21 @@ def test_a_text_is_learned_continued_and_completed(here, capsys):
     assert "nothing is left to fill" in complaint(capsys, sample.main, "--text", "the cat")
     assert "a part of 'Zoo ' is unknown" in complaint(capsys, sample.main, "Zoo ___")
     assert "knows texts only" in complaint(capsys, sample.main, "--image", "x.png")
-    for g in ("0", "2"):
-        assert "knows texts only" in complaint(capsys, train.main, "score", "--guidance", g)
-    assert train.main(["score", "--guidance", "1", "--test-images", "1", "--steps", "1"]) == 0
+    assert train.main(["score", "--guidance", "2", "--test-images", "1", "--steps", "1"]) == 0
     Path("other.txt").write_text(STORY[::-1])
     assert train.main(["score", "--text", "other.txt"]) == 0
 
 
 def test_a_small_model_learns_the_text(here):
-    """After three seconds the letters around say more than the frequencies of letters."""
+    """After two seconds the letters around say more than the frequencies of letters."""
     torch.manual_seed(0)
     Path("story.txt").write_text(STORY)
-    run = train.parse(["--preset", "text", "--text", "story.txt", "--length", "17",
-                       "--width", "32", "--depth", "2", "--heads", "1"])
+    run = train.parse("--preset text --text story.txt --length 17 --width 32 --heads 1".split())
     data = train.Corpus(run)
-    model = data.build(run).train()
-    model.log_dict = lambda *args, **kwargs: None
-    windows, optimizer = data.tokens(model)[0], torch.optim.AdamW(model.parameters(), 5e-3)
-    for index in range(300):
-        optimizer.zero_grad()
-        batch = sample.take(windows, torch.randint(len(windows["text"]), (32,)))
-        model.training_step(batch, index).backward()
-        optimizer.step()
-    model.eval()
-    x_1 = data.tokens(model)[1]
+    model = data.build(run)
+    windows, x_1 = data.tokens(model)
+    learn(model, lambda: sample.take(windows, torch.randint(len(windows["text"]), (32,))),
+          150, 5e-3)
     free = {"text": (torch.arange(17) // 3 == 2).expand_as(x_1["text"])}     # three in the middle
     share = torch.bincount(x_1["text"].flatten()) / x_1["text"].numel()
     entropy = -(share * share.clamp(min=1e-9).log()).sum().item()
@@ -224,10 +217,7 @@ def test_a_small_model_learns_the_text(here):
 
 @pytest.mark.parametrize("text, words", [
     ("Caf\u00e9 cafe\u0301, x\u0302y!", ["caf\u00e9", "caf\u00e9", ",", "x\u0302y", "!"]),
-    ("\u0928\u092e\u0938\u094d\u0924\u0947 \u0926\u0941\u0928\u093f\u092f\u093e",
-     ["\u0928\u092e\u0938\u094d\u0924\u0947", "\u0926\u0941\u0928\u093f\u092f\u093e"]),
-    ("\u7ea2\u8272\u7684\u5706", ["\u7ea2", "\u8272", "\u7684", "\u5706"]),
-    ("3D img_1", ["3d", "img_1"])])
+    ("\u7ea2\u8272\u7684\u5706", ["\u7ea2", "\u8272", "\u7684", "\u5706"])])
 def test_marks_belong_to_their_letters_and_scripts_without_spaces_have_words(text, words):
     """And captions come back as they were, composed and in lower case."""
     kind = fudoki.Text(train.tokenizer([text], eos=["<end>"]), 20, len(set(words)))
@@ -238,8 +228,7 @@ def test_marks_belong_to_their_letters_and_scripts_without_spaces_have_words(tex
 
 
 @pytest.mark.parametrize("text, units", [
-    ("cafe\u0301 ", 5), ("x\u0302y ", 3), ("\u0928\u0947 ", 2), ("a\nb", 3),
-    ("\U0001f469\u200d\U0001f467 ", 2)])
+    ("cafe\u0301 ", 5), ("a\nb", 3), ("\U0001f469\u200d\U0001f467 ", 2)])
 def test_what_is_written_in_one_place_is_one_character(text, units):
     words = fudoki.Text(train.tokenizer([text * 80], characters=True), 9, window=True)
     assert len(words.embedding) == units
@@ -261,13 +250,13 @@ def test_the_next_command_can_be_typed(here, capsys):
 
 
 def test_many_characters_need_no_matrix():
-    """6,000 different ones: their vectors, one-hot, would be 36 million numbers."""
-    text = "".join(map(chr, range(0x4e00, 0x4e00 + 6000)))
+    """Of 2,000 different ones the vectors, one-hot, would be four million numbers."""
+    text = "".join(map(chr, range(0x4e00, 0x4e00 + 2000)))
     kind = fudoki.Text(train.tokenizer([text], characters=True), 128, window=True)
     path = fudoki.MetricPath(kind.embedding)
-    assert path.embedding.numel() == 0 and len(path.embedding) == 6000
+    assert path.embedding.numel() == 0 and len(path.embedding) == 2000
     x = torch.tensor([5, 70])
-    assert torch.equal(path.distance(x), 1. - torch.nn.functional.one_hot(x, 6000))
+    assert torch.equal(path.distance(x), 1. - torch.nn.functional.one_hot(x, 2000))
     one_hot = fudoki.MetricPath(torch.eye(50), exponent=2.)
     bare = fudoki.MetricPath(torch.zeros(50, 0))
     t = torch.linspace(0.1, 0.9, 5)[:, None]
@@ -293,7 +282,8 @@ def test_a_language_model_becomes_a_flow_and_its_folder_may_go(backbone, here, c
     saved = torch.load("runs/ar_text/model.ckpt", weights_only=True)
     assert saved["global_step"] == 4 and len(saved["optimizer_states"][0]["state"]) > 10
     assert not sample.open_model()[0].net.trunk.shift
-    assert {p.name for p in Path("runs/ar_text/samples").iterdir()} == {"step_000004.txt", "end.txt"}
+    assert {p.name for p in Path("runs/ar_text/samples").iterdir()} == {
+        "step_000004.txt", "end.txt"}
     assert sample.main(["--text", "the cat ___", "--steps", "3"]) == 0
     said = capsys.readouterr().out
     assert "\nthe cat " in said
@@ -493,43 +483,13 @@ def test_a_folder_is_resumed_with_its_own_settings_and_pictures_that_were_added(
     assert "--image-size 32 contradicts runs/folder/model.ckpt, which has 16" in error
 
 
-def test_links_are_files_and_three_underscores_no_blank(here):
-    path, rows = folder(n=20)
-    Path("cache").mkdir()
-    for name, _ in rows:
-        (path / name).rename(Path("cache", name))
-        (path / name).symlink_to(Path("cache", name).resolve())
-    write(path, [(name, f"img___00{i} box") for i, (name, _) in enumerate(rows)])
-    data = own_pictures("--codes", "16", "--patch", "8")
-    model = data.build(train.parse("--data mine --image-size 16 --patch 8".split()))
-    training, _ = data.tokens(model)
-    assert (training["text"] >= 0).all() and len(data.examples) == 20
-    assert all("___" not in text for text in data.examples)
-
-
-@pytest.mark.parametrize("ground", [0, 255])
-def test_pictures_without_anything_on_them_are_refused(ground, here, capsys):
-    path = Path("mine")
-    path.mkdir()
-    for i in range(20):                                         # files that differ in size only
-        Image.new("L", (30 + i, 30), ground).save(path / f"{i}.png")
-    write(path, [(f"{i}.png", f"number {i}") for i in range(20)])
-    error = complaint(capsys, train.main, "--data", "mine")
-    assert "all image tokens of the folder mine are alike: nothing to learn" in error
-
-
 def test_whatever_a_decoder_raises_the_picture_is_named(here):
     path, _ = folder(n=3)
-    damaged = Image.Exif()
-    damaged[0x0112], damaged[0x010e] = 6, "text"
-    Image.open(path / "0.png").save(path / "0.jpg", exif=damaged)
-    data = (path / "0.jpg").read_bytes()                        # the width is a text: struct.error
-    (path / "0.jpg").write_bytes(data.replace(b"\x01\x0e\0\x02", b"\x01\0\0\x02"))
     (path / "1.png").write_bytes((path / "1.png").read_bytes()[:90])
     (path / "2.png").unlink()
     (path / "2.png").mkdir()
     Image.fromarray(np.linspace(0, 5, 64, dtype=np.float32).reshape(8, 8)).save(path / "3.tiff")
-    for name in ("0.jpg", "1.png", "2.png", "3.tiff", "4.png"):
+    for name in ("1.png", "2.png", "3.tiff", "4.png"):
         with pytest.raises(sample.InputError, match=f"{name} is no picture that can be read"):
             sample.open_picture(path / name)
 
@@ -556,9 +516,7 @@ def test_pictures_are_cropped_to_the_middle_and_turned(here):
     ("--preset text --text empty.txt", "0 characters are too few for --length 128"),
     ("--preset text --text binary.txt", "'binary.txt' is no file in UTF-8"),
     ("--preset toy --text empty.txt", "unrecognized arguments: --text"),
-    ("--preset toy --data empty", "unrecognized arguments: --data"),
     ("--preset ar --text story.txt --backbone none", "the backbone none cannot be loaded"),
-    ("--preset ar --text story.txt --backbone empty", "the backbone empty cannot be loaded"),
     ("--preset ar --backbone empty --path mask", "--path mask"),
     ("--preset text --trunk backbone", "--trunk backbone needs a --backbone")])
 def test_mistakes_with_texts(arguments, says, here, capsys, monkeypatch):

@@ -129,18 +129,6 @@ def test_a_path_and_steps_from_a_file_of_ones_own(monkeypatch, tmp_path, capsys)
         sample.open_model(tmp_path / "model.ckpt")
 
 
-def test_a_velocity_is_one_entry_and_euler_follows_it(monkeypatch):
-    def hasty(path, x_t, x_1, t, much=100.):            # it is what it is registered as
-        return much * fudoki.kinetic_optimal(path, x_t, x_1, t)
-    monkeypatch.setitem(VELOCITIES, "hasty", hasty)
-    assert sample.parse(["seven", "--velocity", "hasty"]).velocity == "hasty"
-    x_1, path = torch.full((2000,), 3), PATHS["metric"](torch.randn(6, 3))
-    x_s = fudoki.euler(path, torch.zeros_like(x_1), x_1, 0.3, 0.5, velocity=hasty)
-    assert (x_s != 0).float().mean() > 0.9
-    *_, end = small().generate(batch(2), small().mark_free(batch(2), "image"), velocity="hasty")
-    assert end["image"].shape == (2, 9)
-
-
 def test_time_as_an_input_and_a_trunk_of_ones_own(monkeypatch, tmp_path):
     class Timed(fudoki.Blocks):
         def __init__(self, **options):

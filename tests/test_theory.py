@@ -33,7 +33,7 @@ def campbell(path, x_t, x_1, t):
 
 
 ALL_VELOCITIES = [*VELOCITIES, "campbell"]          # one entry: all of this file tests it
-ALL_STEPS = [*STEPS, *ALL_VELOCITIES]
+ALL_STEPS = [*STEPS, *ALL_VELOCITIES[1:]]           # Euler's own is the first
 
 
 def step_named(name):
@@ -107,14 +107,8 @@ def test_sources():
     for name in ("metric", "uniform"):
         assert_close(p(make(name), 2, 0.), torch.full((V,), 1 / V))
     assert_close(p(make("mask"), 2, 0.), torch.eye(V + 1)[V])
-
-
-def test_the_answer_grows(path):
-    """P(x_t = x₁) never falls, and just before the end little else is left."""
-    for x_1 in (0, 3):
-        kept = torch.stack([p(path, x_1, t)[x_1] for t in torch.linspace(0, 1, 41)])
-        assert (kept.diff() > -1e-6).all()
-        assert p(path, x_1, 1 - 1e-6)[x_1] > 1 - 1e-5
+    path = make("marginal", frequency=torch.arange(V))          # as often as in the data, and one
+    assert_close(p(path, 2, 0.), (torch.arange(V) + 1.) / (V * (V + 1) / 2))
 
 
 def test_twins_are_all_that_is_left_at_the_end():
@@ -247,13 +241,13 @@ def test_exact_steps_keep_the_marginals(path, step, t, s):
 def test_chains_reach_the_path(path, step):
     """Exact steps after any number of them, the others in the limit of many."""
     def distance(steps, last=0.7):
-        x_1 = torch.full((30_000,), 1)
+        x_1 = torch.full((N,), 1)
         x = corrupt(path, x_1, 0.)
         for t, s in itertools.pairwise(torch.linspace(0, last, steps + 1)):
             x = step_named(step)(path, x, x_1, t, s)
         found = torch.bincount(x, minlength=len(path.embedding)) / len(x)
         return (found - p(path, 1, last)).abs().sum().item() / 2
-    assert distance(40) < 0.02
+    assert distance(24) < 0.02
     assert distance(3) < (0.01 if step in ("race", "renoise") else 0.25)
 
 
@@ -300,9 +294,9 @@ def test_race_bears_the_rarest_random_numbers(u, monkeypatch):
 
 
 @pytest.mark.parametrize("name, velocity", [
-    ("race", "kinetic_optimal"), ("euler", "kinetic_optimal"), *((v, v) for v in ALL_VELOCITIES)])
+    ("race", "kinetic_optimal"), *((v, v) for v in ALL_VELOCITIES)])
 def test_tiny_steps_jump_at_the_rate_of_the_velocity(name, velocity):
-    path, t, n = make("metric"), 0.4, 1_000_000
+    path, t, n = make("metric"), 0.4, 500_000
     for z in (0, 3):
         u = matrix(path, VELOCITIES[velocity], 1, t)[z]
         h = 0.01 / u.sum().item()
@@ -359,26 +353,7 @@ def test_path_mathematics_is_float32_under_autocast():
     assert_drawn(x_s, p(path, 5, 0.6))
 
 
-def test_memory_is_bounded_for_a_language_models_vocabulary():
-    """V = 150,000 and 64 positions at once would be 38 MB an array, 4,096 would be 2.4 GB; rows
-    take turns, so that no array is larger than CHUNK numbers or one row."""
-    path = make("uniform", torch.zeros(150_000, 1))
-    sizes = []
-    logits = path.logits
-    path.logits = lambda x_1, t: sizes.append(len(x_1) * 150_000) or logits(x_1, t)
-    x_1 = torch.randint(150_000, (2, 32))
-    x = race(path, corrupt(path, x_1, 0.), x_1, 0., 0.5)
-    assert x.shape == x_1.shape and max(sizes) <= fudoki.CHUNK
-    assert math.isclose((x == x_1).float().mean().item(), 0.5, abs_tol=5 * (0.25 / 64) ** .5)
-
-
 # --------------------------------------------------------------------- from outside of the file
-
-def test_a_misspelt_option_is_an_error():
-    for name in PATHS:
-        with pytest.raises(TypeError, match="exponnent"):
-            PATHS[name](GAUSS, exponnent=2)
-
 
 def test_copies_in_a_codebook_are_at_distance_zero_and_do_not_stop_the_clock():
     """A codebook of 300 vectors of unit length, each three times, some copies rounded: distances
@@ -391,12 +366,6 @@ def test_copies_in_a_codebook_are_at_distance_zero_and_do_not_stop_the_clock():
     assert (d == 0).sum() == 900 * 3
     t = torch.linspace(0.1, 0.9, 9)[:, None]
     assert_close(path.beta(t), alone.beta(t), rtol=0.1, atol=0.1)
-
-
-def test_noise_by_frequency():
-    """p_0 is neither uniform nor [MASK], but how often the data have each token."""
-    path = make("marginal", frequency=torch.arange(V))
-    assert_close(p(path, 2, 0.), (torch.arange(V) + 1.) / (V * (V + 1) / 2))
 
 
 # -------------------------------------------------------------------------- likelihood and entropy

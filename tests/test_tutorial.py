@@ -142,6 +142,12 @@ def test_no_name_hides_an_import():
         assert not found & imported, (name, found & imported)
 
 
+def test_lines_have_at_most_99_characters():
+    for file in [*ROOT.glob("*.py"), *ROOT.glob("tests/**/*.py")]:
+        for i, line in enumerate(file.read_text().splitlines(), 1):
+            assert len(line) <= 99, f"{file.name}:{i}"
+
+
 def test_bodies_have_paragraphs():
     """A function of more than a dozen lines of code has a blank line or a comment in it."""
     for name in ("fudoki", "sample", "train"):

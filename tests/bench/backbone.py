@@ -94,9 +94,10 @@ def training(start, seed, given, table, samples):
     L.seed_everything(seed, verbose=False)
     torch.set_num_threads(1)
     words, about = start.split("+"), (Path(given.lm).name, Path(given.text).stem, start, seed)
-    run = train.parse(["--preset", "ar", "--backbone", given.lm, "--text", given.text, "--lr",
-                       given.lr, "--optimizer", "adamw", "--length", str(given.length), "--test-images",
-                       str(given.windows), *(flag for word in words for flag in WORDS[word])])
+    run = train.parse(["--preset", "ar", "--backbone", given.lm, "--text", given.text,
+                       "--lr", given.lr, "--optimizer", "adamw", "--length", str(given.length),
+                       "--test-images", str(given.windows),
+                       *(flag for word in words for flag in WORDS[word])])
     data = train.Corpus(run)
     model = data.build(run)
     trunk = model.net.trunk

@@ -1,7 +1,9 @@
 """Draws the pictures of the tutorial's derivations (a minute):
 
-    python tests/bench/book.py [SCENES_CHECKPOINT]      with it, its drawings, too: of each ability,
-                        of a thing drawn anew in its place, and of scenes that are mended; seed 0
+    python tests/bench/book.py [SCENES_CHECKPOINT]
+
+With a checkpoint of scenes also what it draws: scenes of each ability, a thing drawn anew in its
+place, and scenes that are mended; seed 0.
 """
 import random
 import sys
@@ -203,7 +205,7 @@ GIVEN = [world.Thing("circle", "green", 8, 8, 8), world.Thing("square", "blue", 
 
 
 def scenes(checkpoint):
-    """A caption of each ability, and a thing whose place is drawn anew; eight each, none chosen."""
+    """A caption of each ability, and a thing whose place is drawn anew; eight each, unselected."""
     model = sample.open_model(checkpoint)[0].cpu()
     patches = model.tokens["image"]
     torch.manual_seed(0)

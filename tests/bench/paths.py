@@ -112,7 +112,8 @@ TOKENS = {"codes": CODES, "tenth": CODES, "fine": f"{CODES} --codes 1024", "grey
           "shuffled": GREY}
 METRICS = {f"metric {p}": f"--path metric --path-options exponent={p}" for p in (0.5, 1, 2, 4)}
 PATHS = {"uniform": "--path uniform", "mask": "--path mask", **METRICS,
-         "student": "--path student --path-options exponent=2.", "mixed 1": "--path mixed --path-options exponent=1.",
+         "student": "--path student --path-options exponent=2.",
+         "mixed 1": "--path mixed --path-options exponent=1.",
          "mixed 2": "--path mixed --path-options exponent=2.", "marginal": "--path marginal",
          "marginal 1": "--path marginal_metric --path-options exponent=1."}
 FEW = "uniform", "metric 1", "mask"

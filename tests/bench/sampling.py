@@ -119,8 +119,8 @@ def main():
             rate = 500 / (time.time() - begin)
             features, seen = judge(drawn)
             table.add(*key, *study.right(train.captions(drawn, seen), truth),
-                      f"{study.world.frechet(features, model.ideal):.2f}", f"{accuracy:.4f}", changes,
-                      revised, f"{rate:.0f}")
+                      f"{study.world.frechet(features, model.ideal):.2f}", f"{accuracy:.4f}",
+                      changes, revised, f"{rate:.0f}")
 
 
 if __name__ == "__main__":

@@ -78,7 +78,8 @@ def calls(V, D, rows):
     beta, slope = (float(a) for a in torch.func.jvp(
         path.beta, (torch.tensor([T]),), (torch.ones(1),)))
     corrupt, step = plain(path, beta, slope)
-    moves = fudoki.STEPS | {"corrector": functools.partial(fudoki.euler, velocity=fudoki.corrector)}
+    corrected = functools.partial(fudoki.euler, velocity=fudoki.corrector)
+    moves = fudoki.STEPS | {"corrector": corrected}
     return {"corrupt": (lambda: fudoki.corrupt(path, x_1, T), lambda: corrupt(x_1))} | {
         name: (lambda move=move: move(path, x_t, x_1, T, S), lambda: step(x_t, x_1))
         for name, move in moves.items()}

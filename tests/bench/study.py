@@ -1,5 +1,5 @@
-"""What the studies of trained models share: their command line, data, trainings and measures, and a
-CSV that grows.
+"""What the studies of trained models share: their command line, data, trainings and measures, and
+a CSV that grows.
 
 A study appends its rows and skips those that are there, so that it goes on where it stopped.
 """

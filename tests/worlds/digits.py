@@ -44,6 +44,7 @@ def rendered(count, seed):
 
 class Judge(nn.Module):
     """A small CNN that has seen real digits only, and tells what a drawn one shows."""
+    STEPS = 150                     # of its training, at least
 
     def __init__(self, size=SIZE):
         super().__init__()
@@ -53,8 +54,8 @@ class Judge(nn.Module):
         self.head = nn.Linear(64, 10)
 
     def fit(self, images, digits):
-        """Learns real digits, moved by up to two pixels: three epochs, at least 150 steps."""
-        steps = max(150, 3 * len(images) // 128)
+        """Learns real digits, moved by up to two pixels: three epochs, at least STEPS steps."""
+        steps = max(self.STEPS, 3 * len(images) // 128)
         optimizer = torch.optim.AdamW(self.parameters())
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, steps)
         for rows in torch.randint(len(images), (steps, 128)):
