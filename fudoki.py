@@ -209,11 +209,11 @@ def at_once(V, like):
 
 
 def categorical(p):
-    """x ~ p by inverse CDF, p ≥ 0 of any sum: (…, V) -> (…) long. Never a token with p = 0:
-    the CDF has to exceed u, and u·sum < sum also after rounding. ValueError: p is not finite."""
+    """x ~ p by inverse CDF, p ≥ 0 of any sum: (…, V) -> (…) long. Never a token with p = 0: the
+    CDF has to exceed u, and u·sum < sum also after rounding. RuntimeError: p is not finite; a GPU
+    says so a little later, so that nobody has to wait for it."""
     cdf = p.cumsum(-1)
-    if not torch.isfinite(cdf[..., -1]).all():
-        raise ValueError("probabilities are not finite: did the network or a path return NaN?")
+    torch._assert_async(torch.isfinite(cdf[..., -1]).all(), "p is not finite: NaN from a path?")
     u = torch.rand_like(cdf[..., :1]) * cdf[..., -1:]
     return torch.searchsorted(cdf, u, right=True)[..., 0]
 
@@ -239,7 +239,7 @@ def rowwise(function):
     def wrapped(path, x, *others, **options):
         def rows(a):
             if not torch.is_tensor(a) or a.ndim == 0:
-                a = torch.tensor([float(a)], dtype=torch.float32, device=x.device)
+                a = torch.full((1,), float(a), dtype=torch.float32, device=x.device)
             if not a.is_floating_point():
                 return a.reshape(-1)
             a = a.float().expand(*x.shape, a.shape[-1])
@@ -348,7 +348,7 @@ class Text:
         self.tokenizer, self.length, self.eos = Tokenizer.from_str(json), length, eos
         known = self.tokenizer.get_vocab()
         self.embedding = torch.zeros(len(known), 0) if embedding is None else embedding
-        self.marks = [i for word, i in known.items() if "?" in word and not window]
+        self.marks = tuple(i for word, i in known.items() if "?" in word and not window)
         self.gap = 1 if window else 3                       # underscores that are one free token
         self.shortest = length if eos is None and not window else 0
 
@@ -421,9 +421,15 @@ def padding(x, eos):
     return closed & F.pad(closed, (1, -1))
 
 
+@functools.cache
+def constant(numbers, device):
+    """A tuple as a tensor, copied to its device only once: a copy waits for the device."""
+    return torch.tensor(numbers, dtype=torch.long, device=device)
+
+
 def question(x, marks):
     """True up to the last question mark: that part is always given. (B, N) long -> (B, N) bool"""
-    mark = torch.isin(x, torch.tensor(marks, device=x.device, dtype=x.dtype)).long()
+    mark = torch.isin(x, constant(marks, x.device)).long()
     return mark.flip(1).cummax(1).values.flip(1).bool()
 
 

@@ -560,11 +560,8 @@ class Corpus(Data):
             raise InputError(f"{len(text)} characters are too few for --length {run.length}")
 
     def build(self, run):
-        backbone, embedding, eos = {}, None, None
-        if run.backbone:
-            backbone, made, eos, embedding = load_backbone(run)
-        else:
-            made = tokenizer([self.train, self.test], characters=True)
+        backbone, made, eos, embedding = load_backbone(run) if run.backbone else (
+            {}, tokenizer([self.train, self.test], characters=True), None, None)
         text = [made, run.length, None, True, embedding]
         words = Text(*text)
         ids = self.stream(words, self.train, eos)
@@ -621,12 +618,12 @@ DATA = Registry({"toy": Digits, "folder": Folder, "text": Corpus, "ar": AdaptedD
 # ------------------------------------------------------------------------------------ 5. training
 
 def orthogonal(g):
-    """About U Vᵀ of g = U S Vᵀ, by five Newton–Schulz rounds: (m, n) -> (m, n)."""
-    if len(g) > g.shape[1]:
-        return orthogonal(g.T).T
-    x = g / g.norm().clamp(min=1e-7)
+    """About U Vᵀ of each g = U S Vᵀ, by five Newton–Schulz rounds: (…, m, n) -> (…, m, n)."""
+    if g.shape[-2] > g.shape[-1]:
+        return orthogonal(g.mT).mT
+    x = g / g.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
     for _ in range(5):                  # a polynomial that takes all of (0, 1] to .7 … 1.2
-        a = x @ x.T
+        a = x @ x.mT
         x = 3.4445 * x + (2.0315 * a @ a - 4.7750 * a) @ x
     return x
 
@@ -634,7 +631,8 @@ def orthogonal(g):
 class Muon(torch.optim.AdamW):
     """AdamW, but a group with `matrices` goes along U Vᵀ of its momentum U S Vᵀ: as far in each
     direction, also in those of which a gradient has little (K. Jordan et al., 2024), by the length
-    of a step of AdamW's (2502.16982). In float32: few CPUs are fast in PyTorch's bfloat16."""
+    of a step of AdamW's (2502.16982). Matrices of one shape go together, which a GPU likes. In
+    float32: few CPUs are fast in PyTorch's bfloat16."""
 
     @torch.no_grad()
     def step(self, closure=None):
@@ -642,14 +640,20 @@ class Muon(torch.optim.AdamW):
             loss = closure() if closure else None
 
         for group in self.param_groups:
-            for p in [p for p in group["params"] if group["matrices"] and p.grad is not None]:
-                if not self.state[p]:           # AdamW, when restored, wants all to have a step
-                    self.state[p].update(step=torch.tensor(0.), m=torch.zeros_like(p))
-                m = self.state[p]["m"].lerp_(p.grad, 0.05)
-                p.mul_(1 - group["lr"] * group["weight_decay"])
-                length = 0.2 * max(p.shape) ** 0.5
-                p.sub_(orthogonal(p.grad.lerp(m, 0.95)), alpha=group["lr"] * length)
-                p.grad = None                   # AdamW passes it by
+            known = [p for p in group["params"] if group["matrices"] and p.grad is not None]
+            for shape in {p.shape for p in known}:
+                same = [p for p in known if p.shape == shape]
+                for p in same:
+                    if not self.state[p]:       # AdamW, when restored, wants all to have a step
+                        self.state[p].update(step=torch.tensor(0.), m=torch.zeros_like(p))
+
+                g, m = [p.grad for p in same], [self.state[p]["m"] for p in same]
+                torch._foreach_lerp_(m, g, 0.05)
+                uv = orthogonal(torch.stack(torch._foreach_lerp(g, m, 0.95)))
+                torch._foreach_mul_(same, 1 - group["lr"] * group["weight_decay"])
+                torch._foreach_sub_(same, uv.unbind(), alpha=group["lr"] * 0.2 * max(shape) ** 0.5)
+                for p in same:
+                    p.grad = None               # AdamW passes it by
 
         super().step()
         return loss
@@ -709,7 +713,7 @@ class Keep(L.Callback):
 
     def check(self, trainer, model):
         """InputError: the training has gone wrong. What was saved before stays."""
-        if not all(p.isfinite().all() for p in model.parameters()):
+        if not torch.stack([p.isfinite().all() for p in model.parameters()]).all():
             raise InputError(f"weights are not finite at step {trainer.global_step}: lower --lr")
 
     on_validation_start = check
@@ -746,18 +750,17 @@ def make_trainer(run, keep):
     auto = ("bf16" if torch.cuda.is_bf16_supported() else "16") + "-mixed" if on_gpu else "32-true"
 
     def average(mean, now, n):          # at first the mean follows closely, it has seen little
-        return torch.lerp(mean, now.to(mean), 1 - ((1 + n) / (10 + n)).clamp(max=run.ema))
+        torch._foreach_lerp_(mean, [p.float() for p in now], max(1 - run.ema, 9 / (10 + n)))
 
     try:
         return L.Trainer(
             accelerator=run.accelerator, devices=run.devices, num_nodes=run.num_nodes,
-            strategy=run.strategy, max_steps=run.steps, gradient_clip_val=1.0,
-            precision=auto if run.precision == "auto" else run.precision,
+            strategy=run.strategy, max_steps=run.steps, logger=CSVLogger(keep.folder, "log"),
+            precision=auto if run.precision == "auto" else run.precision, log_every_n_steps=50,
             val_check_interval=run.val_every, check_val_every_n_epoch=None, num_sanity_val_steps=0,
-            enable_model_summary=False, enable_checkpointing=False, log_every_n_steps=50,
-            logger=CSVLogger(keep.folder, "log"),
+            enable_model_summary=False, enable_checkpointing=False, gradient_clip_val=1.0,
             callbacks=[TQDMProgressBar(refresh_rate=10), keep,
-                       WeightAveraging(use_buffers=False, avg_fn=average)])
+                       WeightAveraging(use_buffers=False, multi_avg_fn=average)])
     except Exception as error:
         raise InputError(f"Lightning: {first_line(error)}") from error
 
@@ -840,8 +843,7 @@ def train(argv):
     folder = folder_of(run.preset)
     quietly(run)
     data, path, done = DATA[run.preset](run), None, 0
-    keep = Keep(run, folder, data)
-    trainer = make_trainer(run, keep)
+    trainer = make_trainer(run, Keep(run, folder, data))
     if run.resume:
         model, path = open_model(folder / "model.ckpt")
         done = settings(path)[1]

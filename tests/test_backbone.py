@@ -198,7 +198,7 @@ def test_gaps(text, gaps, length):
 def test_characters_come_back_as_they_were():
     text = "Two words,\n\tand MORE? \u00e9"
     kind = characters(text, 30)
-    assert kind.decode(kind.encode([text])) == [text] and kind.marks == []
+    assert kind.decode(kind.encode([text])) == [text] and kind.marks == ()
 
 
 def test_a_gap_in_a_caption_is_a_word():

@@ -34,7 +34,7 @@ def smoke(tmp_path_factory, world):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr(world.Judge, "STEPS", 75)
-        assert train.main("""--preset smoke --steps 320 --val-every 160 --seed 1
+        assert train.main("""--preset smoke --steps 200 --val-every 100 --seed 1
                           --test-images 500 --drawings 100""".split()) == 0
     return folder
 
@@ -67,7 +67,7 @@ def test_smoke_learns_and_reports(smoke):
     rows = {row["what"].split(",")[0]: row for row in csv.DictReader(open(run / "report.csv"))}
     assert set(rows) == {"judge", "ceiling", "drawing", "reading", "answers"}
     assert float(rows["judge"]["digit"]) > 0.9
-    for what, digit, caption in (("drawing", 0.8, 0.65), ("reading", 0.6, 0.5)):
+    for what, digit, caption in (("drawing", 0.55, 0.4), ("reading", 0.35, 0.25)):
         assert float(rows[what]["digit"]) > digit and float(rows[what]["caption"]) > caption
     assert "rendered" in rows["reading"]["data"] and rows["reading"]["frechet"] == ""
     log = list(csv.DictReader(open(next(run.glob("log/*/metrics.csv")))))
@@ -428,7 +428,7 @@ def test_the_best_of_some_agrees_better_with_its_caption(here, capsys):
         assert model.tokens["text"].decode(x["text"]) == texts
         given = {m: torch.full_like(x_m, m == "image", dtype=torch.bool) for m, x_m in x.items()}
         agreement.append(sample.agreement(model, x, given).mean().item())
-    assert agreement[1] > 0.9 * agreement[0]                    # log p, below 0
+    assert agreement[1] > agreement[0] + 0.05                   # log p, below 0
     assert sample.main("a bold upright two --n 2 --best-of 3".split()) == 0
     assert "samples.png: 2 drawn" in capsys.readouterr().out
 

@@ -507,7 +507,7 @@ def test_the_best_is_what_the_model_reads_best():
 def test_all_that_was_free_is_judged_whatever_the_model_wrote_there():
     """A question that was asked is excused; one that the model asks itself is not."""
     model, seen = small(), []
-    model.tokens["text"].marks = [3]
+    model.tokens["text"].marks = (3,)
 
     def reader(x, free, t):
         seen.append(free["text"][0].tolist())

@@ -215,9 +215,9 @@ def test_a_draw_with_u_of_zero_is_possible(monkeypatch):
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_probabilities_that_are_none_are_an_error(bad):
-    with pytest.raises(ValueError, match="not finite"):
+    with pytest.raises(RuntimeError, match="not finite"):
         fudoki.categorical(torch.tensor([[0.5, 0.5], [0.5, bad]]))
-    with pytest.raises(ValueError, match="not finite"):
+    with pytest.raises(RuntimeError, match="not finite"):
         fudoki.sample_x_1(torch.tensor([[0.5, bad]]), 1.)
 
 
@@ -296,7 +296,7 @@ def test_race_bears_the_rarest_random_numbers(u, monkeypatch):
 @pytest.mark.parametrize("name, velocity", [
     ("race", "kinetic_optimal"), *((v, v) for v in ALL_VELOCITIES)])
 def test_tiny_steps_jump_at_the_rate_of_the_velocity(name, velocity):
-    path, t, n = make("metric"), 0.4, 500_000
+    path, t, n = make("metric"), 0.4, 200_000
     for z in (0, 3):
         u = matrix(path, VELOCITIES[velocity], 1, t)[z]
         h = 0.01 / u.sum().item()
