@@ -128,9 +128,8 @@ def test_all_that_a_model_does_is_on_the_device(trunk, precision):
         device.move(model)
         x, captions = device.move(x), ["the cat sat"] * 2 if trunk == "backbone" else ["red"] * 2
         free = model.mark_free(x, "image")
-        for options in (dict(guidance=2., t=0.3, late=2.), dict(temperature=0., step="euler")):
-            *_, end = model.generate(x, free, steps=2, **options)
-            assert end["image"].is_cuda
+        *_, end = model.generate(x, free, steps=2, guidance=2., t=0.3, late=2.)
+        assert end["image"].is_cuda
         free["image"][:, 4:] = False                        # a part of the picture is given
         list(model.generate(x, free, steps=1))
         sample.best(model, x, free, 2)

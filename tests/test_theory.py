@@ -247,7 +247,7 @@ def test_chains_reach_the_path(path, step):
             x = step_named(step)(path, x, x_1, t, s)
         found = torch.bincount(x, minlength=len(path.embedding)) / len(x)
         return (found - p(path, 1, last)).abs().sum().item() / 2
-    assert distance(24) < 0.02
+    assert distance(12) < 0.02
     assert distance(3) < (0.01 if step in ("race", "renoise") else 0.25)
 
 
@@ -422,16 +422,16 @@ def test_otherwise_it_is_above(name, two_tokens):
 def test_the_bound_of_a_fair_coin_on_the_uniform_path():
     """½ log(2/(1 − t)) per unit of time, as one finds by hand: ½(log 2 + 1) in all."""
     path, coin = make("uniform", torch.eye(2)), torch.full((2,), 0.5).double()
-    found = mean_bound(path, coin, kinetic_optimal, n=400)
-    assert abs(found - (math.log(2) + 1) / 2) < 3e-3
+    found = mean_bound(path, coin, kinetic_optimal, n=150)
+    assert abs(found - (math.log(2) + 1) / 2) < 8e-3
 
 
 @pytest.mark.parametrize("velocity", [kinetic_optimal, time_reversal])
 def test_a_distance_of_zero_or_one_has_the_uniform_paths_bound(velocity, two_tokens):
     """Another clock, the same road."""
-    a, b = (mean_bound(FORGET[name], two_tokens, velocity, 100)
+    a, b = (mean_bound(FORGET[name], two_tokens, velocity)
             for name in ("uniform", "0/1 metric"))
-    assert abs(a - b) < 4e-3
+    assert abs(a - b) < 8e-3
 
 
 @pytest.mark.parametrize("velocity", [kinetic_optimal, time_reversal])
