@@ -209,11 +209,12 @@ def at_once(V, like):
 
 
 def categorical(p):
-    """x ~ p by inverse CDF, p ≥ 0 of any sum: (…, V) -> (…) long. Never a token with p = 0: the
-    CDF has to exceed u, and u·sum < sum also after rounding. RuntimeError: p is not finite; a GPU
-    says so a little later, so that nobody has to wait for it."""
+    """x ~ p by inverse CDF, p ≥ 0 of any sum: (…, V) -> (…) long. Never a token with p = 0:
+    the CDF has to exceed u, and u·sum < sum also after rounding. ValueError: p is not finite. (A
+    check would wait for a GPU, so there it is not made; the token is then V, which is none.)"""
     cdf = p.cumsum(-1)
-    torch._assert_async(torch.isfinite(cdf[..., -1]).all(), "p is not finite: NaN from a path?")
+    if p.is_cpu and not torch.isfinite(cdf[..., -1]).all():
+        raise ValueError("probabilities are not finite: did the network or a path return NaN?")
     u = torch.rand_like(cdf[..., :1]) * cdf[..., -1:]
     return torch.searchsorted(cdf, u, right=True)[..., 0]
 
@@ -421,15 +422,12 @@ def padding(x, eos):
     return closed & F.pad(closed, (1, -1))
 
 
-@functools.cache
-def constant(numbers, device):
-    """A tuple as a tensor, copied to its device only once: a copy waits for the device."""
-    return torch.tensor(numbers, dtype=torch.long, device=device)
+constant = functools.cache(torch.tensor)        # copied to a device once: a copy waits for it
 
 
 def question(x, marks):
     """True up to the last question mark: that part is always given. (B, N) long -> (B, N) bool"""
-    mark = torch.isin(x, constant(marks, x.device)).long()
+    mark = torch.isin(x, constant(marks, dtype=x.dtype, device=x.device)).long()
     return mark.flip(1).cummax(1).values.flip(1).bool()
 
 

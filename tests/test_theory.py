@@ -215,9 +215,9 @@ def test_a_draw_with_u_of_zero_is_possible(monkeypatch):
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_probabilities_that_are_none_are_an_error(bad):
-    with pytest.raises(RuntimeError, match="not finite"):
+    with pytest.raises(ValueError, match="not finite"):
         fudoki.categorical(torch.tensor([[0.5, 0.5], [0.5, bad]]))
-    with pytest.raises(RuntimeError, match="not finite"):
+    with pytest.raises(ValueError, match="not finite"):
         fudoki.sample_x_1(torch.tensor([[0.5, bad]]), 1.)
 
 

@@ -1,5 +1,6 @@
 """How many kernels a GPU is asked for in one step of the toy's training, by part: PyTorch's calls
-that are not views, counted on a CPU, with the optimiser as it is on a GPU (`foreach`).
+that are not views, counted on a CPU, with the optimiser as it is on a GPU (a call of `foreach`
+counts as one).
 
     python tests/bench/launches.py
 """
@@ -34,13 +35,13 @@ class Launches(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-def of_step(**options):
+def of_step():
     """{part: number of launches} of a step of the toy's training, after a first one."""
     torch.manual_seed(0)
     texts = train.Digits.examples + ["what digit? one", "is bold? no"]
     model = fudoki.Fudoki({"text": [train.tokenizer(texts), 4],
-                           "image": [torch.rand(256, 16), 4, 28]}, optimizer="muon", drop=0.,
-                          **options).train()
+                           "image": [torch.rand(256, 16), 4, 28]},
+                          optimizer="muon", drop=0.).train()
     model.log_dict = lambda *args, **kwargs: None
     model.trainer = SimpleNamespace(estimated_stepping_batches=100)
     optimizer, = model.configure_optimizers()[0]
