@@ -30,7 +30,6 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import nn
 
-FAR = 1e30          # β at t = 1: every other token is out of reach, and float32 stays finite
 CHUNK = 2 ** 19     # elements of a (rows, V) array computed at once: fits a CPU's cache; GPU: × 32
 
 
@@ -64,18 +63,34 @@ class Path(nn.Module):
     embedding (V, D): a frozen vector per token, D = 0 if all are equally far from each other;
     frequency (V,): how often each token occurs in the data. Further arguments are options of the
     path, each with a default. Buffers may have any dtype, and parameters are trained.
+
+    How fast a path is travelled is not its own affair: `logits` has a time of its own, the same
+    path runs by any clock, and without one (`on`) by its own time.
     """
 
     def __init__(self, embedding, frequency=None):
         super().__init__()
         self.register_buffer("embedding", embedding.float(), persistent=False)
+        self.frequency = torch.ones(len(embedding)) if frequency is None else frequency
+        self.clock = nn.Identity()
 
     def _apply(self, fn, recurse=True):     # a path changes its device, but never its dtype
         return super()._apply(lambda a: a.to(fn(a.new_empty(0)).device), recurse)
 
     def logits(self, x_1, t):
-        """ℓ_t(x | x₁) of every token x, up to a constant: (…) long, (…, 1) float -> (…, V)."""
+        """ℓ(x | x₁) of every token x, up to a constant, in the path's own time t from 0 to 1:
+        (…) long, (…, 1) float -> (…, V)."""
         raise NotImplementedError
+
+    def forward(self, x_1, t):
+        """ℓ_t(x | x₁) by the path's clock, as everything else calls it; shapes as of `logits`."""
+        return self.logits(x_1, self.clock(t))
+
+    def on(self, clock):
+        """This path, from now on by another clock, an entry of CLOCKS."""
+        del self.clock                          # it may be a module or a function
+        self.clock = CLOCKS[clock](self)
+        return self
 
     def one_hot(self, x):
         """1[· = x]: (…) long -> (…, V) bool."""
@@ -94,9 +109,8 @@ class MarginalPath(UniformPath):
     noise carries the least information about x₁ (2209.14734)."""
 
     def __init__(self, embedding, frequency=None):
-        super().__init__(embedding)
-        # one more of each, so that no token is impossible
-        count = torch.ones(len(embedding)) if frequency is None else frequency + 1.
+        super().__init__(embedding, frequency)
+        count = self.frequency + 1.             # one more of each, so that no token is impossible
         self.register_buffer("noise", count / count.sum(), persistent=False)
 
     def logits(self, x_1, t):           # ℓ_t(x | x₁) = log( t·1[x = x₁] + (1 − t)·q(x) )
@@ -104,11 +118,13 @@ class MarginalPath(UniformPath):
 
 
 class MaskPath(Path):
-    """Each token is clean with probability t, otherwise the extra id [MASK]; it cannot revise."""
+    """Each token is clean with probability t, otherwise the extra id [MASK]. What is clean stays,
+    but along `corrector`, where it may become [MASK] again."""
 
     def __init__(self, embedding, frequency=None):
-        super().__init__(F.pad(embedding, (0, 1, 0, 1)))
-        self.embedding[-1, -1] = 1      # [MASK] is the last id, at right angles to all others
+        super().__init__(F.pad(embedding, (0, 1, 0, 1)), frequency)
+        self.embedding[-1, -1] = 1      # [MASK] is the last id, at right angles to all others,
+        self.frequency = self.frequency[:len(embedding)]                    # and never clean
 
     def logits(self, x_1, t):           # ℓ_t = log t at x₁, log(1 − t) at [MASK], −∞ elsewhere
         mask = self.one_hot(torch.full_like(x_1, len(self.embedding) - 1))
@@ -121,16 +137,14 @@ class MetricPath(Path):
 
     exponent: of the distance. FUDOKI's release has 4 on normalised embeddings, d = (2 − 2cos)²,
     URSA has 2; 1 is the best found here (tutorial, chapter 9). normalize: L2-normalises the
-    embeddings. schedule: an entry of SCHEDULES.
+    embeddings. a, c: of the path's own time, which suit FUDOKI's codebook and hardly any other.
     """
 
-    def __init__(self, embedding, frequency=None, exponent=1., normalize=False,
-                 schedule="calibrated"):
-        super().__init__(F.normalize(embedding, dim=-1) if normalize else embedding)
+    def __init__(self, embedding, frequency=None, exponent=1., normalize=False, a=0.9, c=3.):
+        super().__init__(F.normalize(embedding, dim=-1) if normalize else embedding, frequency)
         self.register_buffer("square", self.embedding.square().sum(-1), persistent=False)
-        self.exponent = exponent
+        self.exponent, self.a, self.c = exponent, a, c
         self.rounding = 1e-5 * self.square.max().item()
-        self.beta = SCHEDULES[schedule](self, frequency)
 
     def distance(self, x_1):            # d(x, x₁) = ‖e_x − e_{x₁}‖^exponent
         if not self.embedding.shape[1]:
@@ -139,61 +153,49 @@ class MetricPath(Path):
         d += self.square[x_1, None]                             # ‖e_x − e_{x₁}‖²; rounding
         return F.threshold_(d, self.rounding, 0.).pow_(self.exponent / 2)   # errors become 0
 
-    def logits(self, x_1, t):           # ℓ_t(x | x₁) = −β_t d(x, x₁)
-        return -self.beta(t) * self.distance(x_1)
+    def logits(self, x_1, t):           # ℓ(x | x₁) = −β_t d(x, x₁), β_t = c (t / (1 − t))^a
+        return -self.c * (t / (1 - t).clamp(min=1e-30)) ** self.a * self.distance(x_1)
 
 
 PATHS = Registry(metric=MetricPath, uniform=UniformPath, marginal=MarginalPath, mask=MaskPath)
 
 
-def power(path=None, frequency=None, a=0.9, c=3.0):
-    """FUDOKI's schedule. Its a and c suit the codebook they were chosen for, hardly any other."""
-    return lambda t: c * (t / (1 - t).clamp(min=1e-30)) ** a        # β_t = c (t / (1 − t))^a
+class Calibrated(nn.Module):
+    """The clock by which any path moves at constant speed: the path's own time at time t.
 
-
-def evenly(speed, beta, n):
-    """n values of β, evenly spaced along the way S(β) = ∫₀^β speed db: (N,), (N,) -> (n,)"""
-    S = F.pad(torch.cumulative_trapezoid(speed, beta), (1, 0)).double().numpy()
-    return torch.from_numpy(np.interp(np.linspace(0, S[-1], n), S, beta.numpy())).float()
-
-
-class CalibratedSchedule(nn.Module):
-    """The kinetic-optimal schedule of this codebook: constant Fisher–Rao speed along the path.
-
-    Along β the Fisher information is Var_{p_β}[d]. With S(β) = ∫₀^β √( E_{x₁} Var_{p_b}[d] ) db,
-    x₁ by its frequency, β_t = S⁻¹(t·S(∞)), tabulated here (2605.09386; tutorial, chapter 3).
+    Two distributions are as far apart as √Σ dp²/p = 2 √Σ (d√p)² (Fisher and Rao). With S the way
+    from the noise on, x₁ by its frequency, the own time at t is S⁻¹(t·S(1)), tabulated here and
+    linear between the entries (2605.09386 for metric paths; tutorial, chapter 3).
     """
 
-    def __init__(self, path, frequency=None):
+    def __init__(self, path):
         super().__init__()
-        V = len(path.embedding)
-        rows = min(256, max(16, 2 ** 20 // V))
+        rows = min(128, max(8, 2 ** 17 // len(path.embedding)))
 
-        # the x₁ of the expectation: evenly spaced quantiles of the frequencies
-        quantiles = (torch.ones(V) if frequency is None else frequency).double().cumsum(0)
+        # the x₁ of the mean: evenly spaced quantiles of the frequencies
+        quantiles = path.frequency.double().cumsum(0)
         x_1 = torch.searchsorted(quantiles, quantiles[-1] * (torch.arange(rows) + 0.5) / rows)
-        d = path.distance(x_1)
 
-        # β from 0, where p is uniform, to where only x₁ is left
-        apart = d[d > 0] if d.any() else torch.ones(1)
-        last = math.log(1e6 * V) / apart.min()                      # p(x₁ | x₁) ≥ 1 − 1e-6 there
-        beta = F.pad(torch.tensor(np.geomspace(1e-3 / apart.mean(), last, 256)).float(), (1, 0))
+        @torch.no_grad()
+        def evenly(times, n):           # n own times, evenly spaced along the way
+            roots = (path.logits(x_1, t.repeat(rows, 1)).softmax(-1).sqrt() for t in times)
+            steps = [(b - a).square().sum(-1).mean().sqrt() for a, b in itertools.pairwise(roots)]
+            S = np.cumsum([0., *steps]) + 1e-9 * np.arange(len(times))      # grows everywhere
+            return torch.from_numpy(np.interp(np.linspace(0, S[-1], n), S, times)).float()
 
-        def speed(b):                                               # √( E_{x₁} Var_{p_b}[d] )
-            p = (-b * d).softmax(-1)
-            return (p * (d - (p * d).sum(-1, keepdim=True)) ** 2).sum(-1).mean().sqrt()
+        # as near to 0 and 1 as float32 can come, and then more of them where the path moves
+        times = F.threshold(torch.linspace(-18, 18, 37).sigmoid(), 1e-7, 0.)
+        times = torch.cat([times, evenly(times, 65)]).sort().values
+        self.register_buffer("table", evenly(times, 257))
 
-        self.register_buffer("table", evenly(torch.stack([speed(b) for b in beta]), beta, 257))
-
-    def forward(self, t):               # linear between the entries
+    def forward(self, t):
         place = t * (len(self.table) - 1)
         i = place.long().clamp(0, len(self.table) - 2)
-        beta = torch.lerp(self.table[i], self.table[i + 1], place - i)
-        return torch.where(t < 1, beta, FAR)
+        return torch.lerp(self.table[i], self.table[i + 1], place - i)
 
 
-# exercise: any increasing β with β_0 = 0 and β_1 = FAR
-SCHEDULES = Registry(calibrated=CalibratedSchedule, power=power)
+# exercise: any increasing function of t from 0 to 1
+CLOCKS = Registry(calibrated=Calibrated, linear=nn.Identity)
 
 
 # ---------------------------------------- 2. what follows for every path: noise, velocities, steps
@@ -256,13 +258,13 @@ def rowwise(function):
 @rowwise
 def corrupt(path, x_1, t):
     """x_t ~ p_t(· | x₁); at t = 0 the source. (B, L) -> (B, L)"""
-    return categorical(path.logits(x_1, t).softmax(-1))
+    return categorical(path(x_1, t).softmax(-1))
 
 
 def growth(path, x_t, x_1, t):
     """p_t(x) and ∂_t ℓ_t(x) − ∂_t ℓ_t(x_t), (…, V) each, for 0 < t < 1. The normaliser of ℓ
     cancels in the difference, which is 0 where p_t(x_t | x₁) = 0: such a token stays."""
-    l, dl = torch.func.jvp(lambda t: path.logits(x_1, t), (t,), (torch.ones_like(t),))
+    l, dl = torch.func.jvp(lambda t: path(x_1, t), (t,), (torch.ones_like(t),))
     return l.softmax(-1), (dl - entry(dl, x_t)).masked_fill_(entry(l, x_t) == -torch.inf, 0.)
 
 
@@ -307,7 +309,7 @@ def race(path, x_t, x_1, t, s):
     overtaken by x at rate p_t(x) [∂ℓ_t(x) − ∂ℓ_t(x_t)]₊: the kinetic-optimal velocity. So draw the
     E_x given who leads at t, and see who leads at s. No derivative, nothing singular at 0 or 1.
     """
-    l_t, l_s = (path.logits(x_1, time).log_softmax(-1) for time in (t, s))
+    l_t, l_s = (path(x_1, time).log_softmax(-1) for time in (t, s))
     p_t, p_s = l_t.softmax(-1), l_s.softmax(-1)                 # equals exp, softmax is faster
 
     # at t the leader arrives at τ and all others later; these are their times at s
@@ -328,7 +330,7 @@ def renoise(path, x_t, x_1, t, s):
 @rowwise
 def finish(path, x_t, x_1, t, s):
     """The last step: x := x₁, unless p_t(x_t | x₁) = 0, which stays. (B, L) -> (B, L)"""
-    return torch.where(entry(path.logits(x_1, t), x_t)[..., 0] > -torch.inf, x_1, x_t)
+    return torch.where(entry(path(x_1, t), x_t)[..., 0] > -torch.inf, x_1, x_t)
 
 
 # exercise: a step marked `step.posterior = True` is given p(x₁ | x_t) instead of a sampled x₁
@@ -630,11 +632,12 @@ class Fudoki(L.LightningModule):
     to be found. A modality that is not in the dictionary is not in the sequence.
     """
 
-    def __init__(self, tokens, frequency=None, path="metric", path_options=None, trunk="blocks",
-                 trunk_options=None, pretrained=None, loss="cross_entropy", optimizer="adamw",
-                 lr=6e-3, lr_new=3e-3, t_power=1., share=None, drop=0.05, notes=None):
+    def __init__(self, tokens, frequency=None, path="metric", path_options=None,
+                 clock="calibrated", trunk="blocks", trunk_options=None, pretrained=None,
+                 loss="cross_entropy", optimizer="adamw", lr=6e-3, lr_new=3e-3, t_power=1.,
+                 share=None, drop=0.05, notes=None):
         """tokens {name: arguments of its entry in TOKENS}; frequency {name: (V,)};
-        path, trunk, loss, optimizer: entries of PATHS, TRUNKS, LOSSES and OPTIMIZERS;
+        path, clock, trunk, loss, optimizer: entries of PATHS, CLOCKS, TRUNKS, LOSSES, OPTIMIZERS;
         pretrained: a causal language model for `Backbone`, not kept as a hyperparameter;
         lr: the peak; lr_new: the same for inputs and heads beside a pretrained model;
         t_power: see `loss`; share {name: weight}: how many rows of a batch have this modality to
@@ -645,7 +648,7 @@ class Fudoki(L.LightningModule):
         self.tokens = {m: TOKENS[m](*arguments) for m, arguments in tokens.items()}
         self.paths = nn.ModuleDict({
             m: PATHS[path](kind.embedding, (frequency or {}).get(m), **path_options or {})
-            for m, kind in self.tokens.items()})
+            .on(clock) for m, kind in self.tokens.items()})
         known = {"pretrained": pretrained} if pretrained else {}
         self.net = Network(self.tokens, self.paths, TRUNKS[trunk](**trunk_options or {}, **known))
 
@@ -674,8 +677,8 @@ class Fudoki(L.LightningModule):
         much as 49 patches, and the accuracy: two scalars.
 
         t (B, 1, 1) or a number, by default u^t_power, where u is spread evenly over any run of
-        rows, by steps of the golden ratio: late t have little to teach, and any density of t has
-        the same minimiser (tutorial, chapter 6).
+        rows, by steps of the golden ratio: late t have little to teach, and where x_t shows t,
+        any density of t has the same minimiser (tutorial, chapter 6).
         """
         B, device = len(next(iter(x_1.values()))), self.device
         if t is None:

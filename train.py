@@ -48,7 +48,7 @@ from torch.utils.data import DataLoader, RandomSampler
 from torchvision.datasets import MNIST
 from torchvision.utils import save_image
 
-from fudoki import LOSSES, OPTIMIZERS, PATHS, TRUNKS, Fudoki, Patches, Registry, Text
+from fudoki import CLOCKS, LOSSES, OPTIMIZERS, PATHS, TRUNKS, Fudoki, Patches, Registry, Text
 from sample import (SEED, WRITE, InputError, add_generation, command, defaults, draw, first_line,
                     generation, middle_square, named, number, open_model, open_picture, opened,
                     read, take, write)
@@ -58,7 +58,8 @@ from sample import (SEED, WRITE, InputError, add_generation, command, defaults, 
 
 MODEL = dict(               # what a model is and how it learns: fixed by its checkpoint
     path=("metric", PATHS, "from noise to data"),
-    path_options=({}, None, "of the path, such as exponent=2 normalize=True schedule=power"),
+    path_options=({}, None, "of the path, such as exponent=2 normalize=True"),
+    clock=("calibrated", CLOCKS, "how fast the path is travelled"),
     trunk=("blocks", TRUNKS, "of the network"),
     trunk_options=({}, None, "of the trunk, beside width, depth and heads"),
     width=(96, (4,), "of the trunk"),
@@ -332,7 +333,7 @@ class Data:
             if (count > 0).sum() < 2:
                 raise InputError(f"all {m} tokens of {self.origin} are alike: nothing to learn")
 
-        names = "path path_options trunk loss optimizer lr lr_new t_power drop".split()
+        names = "path path_options clock trunk loss optimizer lr lr_new t_power drop".split()
         sizes = dict(width=run.width, depth=run.depth, heads=run.heads) | run.trunk_options
         options = {name: vars(run)[name] for name in names} | dict(trunk_options=sizes)
         notes = dict(preset=run.preset, data=self.origin, captions=None, asks=False) | notes
@@ -341,7 +342,7 @@ class Data:
             model = Fudoki(tokens, frequency, share=share, notes=notes, **options | backbone)
             list(model.generate(*model.to_fill(1), steps=2))        # are the options possible?
         except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
-            if ":" in run.path + run.trunk:                         # one's own: all of the error
+            if ":" in run.path + run.clock + run.trunk:             # one's own: all of the error
                 raise
             raise InputError(f"--path {run.path} {run.path_options} --trunk {run.trunk} "
                              f"{run.trunk_options}: {first_line(error)}") from error
@@ -830,8 +831,7 @@ def score(argv):
     run = {name: setting[0] for name, setting in settings_of(kind).items()} | saved
     run |= {name: v for name, v in vars(given).items() if name in run and v is not None}
     run, options = argparse.Namespace(**run), dict(step="race", velocity=None, late=1.)
-    options |= defaults(model, "draw") if "image" in model.tokens else WRITE
-    options |= generation(given)
+    options |= (defaults(model, "draw") if "image" in model.tokens else WRITE) | generation(given)
     quietly(run)
     report(model, kind(run), run, options, given.csv, training_steps=done, checkpoint=path,
            **options, command=" ".join(["python train.py score", *argv]))

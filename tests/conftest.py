@@ -1,5 +1,5 @@
 """What all tests share: the project on the path, threads that do not spin for each other, and the
-flags that grade somebody's own path, schedule, velocity or step (tests/exercises):
+flags that grade somebody's own path, clock, velocity or step (tests/exercises):
 
     python -m pytest --path my:Path
 """
@@ -15,7 +15,7 @@ import pytest                                           # noqa: E402
 import torch                                            # noqa: E402
 
 torch.set_num_threads(1)
-KINDS = "path", "schedule", "velocity", "step"
+KINDS = "path", "clock", "velocity", "step"
 REPORT = pytest.StashKey()
 
 

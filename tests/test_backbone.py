@@ -244,7 +244,7 @@ class Largest(TorchDispatchMode):
 def test_a_large_vocabulary_takes_turns(step):
     """256 rows of 150,000 tokens would be 38 million numbers at once; CHUNK are allowed."""
     V, x = 150_000, torch.arange(256)[None]
-    path = fudoki.MetricPath(torch.randn(V, 4), schedule="power")
+    path = fudoki.MetricPath(torch.randn(V, 4))
     with Largest() as largest:
         out = corrupt(path, x, 0.5) if step is None else STEPS[step](path, x, x + 1, 0.4, 0.5)
     assert out.shape == x.shape and largest.size <= max(fudoki.CHUNK, path.embedding.numel())

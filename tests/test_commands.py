@@ -293,16 +293,18 @@ def test_paths_stay_in_float32_in_any_precision(precision, no_judge, tmp_path, m
 
     def logits(path, x_1, t):
         l = plain(path, x_1, t)
-        seen.update({t.dtype, path.embedding.dtype, path.beta.table.dtype, l.dtype})
+        seen.update({t.dtype, path.embedding.dtype, l.dtype})
+        seen.update(buffer.dtype for buffer in getattr(path, "clock", path).buffers())
         return l
     monkeypatch.setattr(fudoki.MetricPath, "logits", logits)
     assert train.main(["--preset", "smoke", *TINY, "--steps", "4", "--val-every", "2",
                        "--precision", precision]) == 0
     assert seen == {torch.float32} and sample.main(["seven", "--n", "1"]) == 0
-    made, path = sample.open_model()[0].cpu(), fudoki.MetricPath(torch.rand(20, 3) + 3)
+    made = sample.open_model()[0].cpu()
     assert next(made.net.parameters()).dtype == torch.float32
-    before = path.beta.table.clone()
-    assert path.to(torch.bfloat16) is path and torch.equal(path.beta.table, before)
+    path = made.paths["image"]
+    before = path.clock.table.clone()
+    assert path.to(torch.bfloat16) is path and torch.equal(path.clock.table, before)
 
 
 def test_without_mnist_digits_are_rendered_and_everybody_is_told(no_judge, tmp_path, monkeypatch,
@@ -552,7 +554,7 @@ def test_mistakes_in_training(arguments, says, capsys, tmp_path, monkeypatch):
 @pytest.mark.parametrize("options, says", [
     ("--path-options exponnent=2", "unexpected keyword argument 'exponnent'"),
     ("--path-options exponent=-2", "'exponent': -2"), ("--path-options exponent=x", "exponent=x"),
-    ("--path-options schedule=fast", "fast"), ("--trunk-options dept=2", "argument 'dept'"),
+    ("--path-options c=fast", "fast"), ("--trunk-options dept=2", "argument 'dept'"),
     ("--trunk-options heads=0", "heads"), ("--path uniform --path-options exponent=2", "uniform")])
 def test_options_that_are_impossible_are_one_line(options, says, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

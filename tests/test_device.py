@@ -43,7 +43,8 @@ class Watch(TorchDispatchMode):
         made = out if isinstance(out, torch.Tensor) else torch.empty(0)
         if name in ("_to_copy", "copy_") and {here.type, made.device.type} > {made.device.type}:
             self.waits.append(f"{name} from {here.type} to {made.device.type}")
-        assert made.device.type == "cpu" or made.dtype != torch.float64, f"{name} has float64"
+        assert made.device.type in ("cpu", "meta") or made.dtype != torch.float64, \
+            f"{name} has float64"                           # meta: numbers of jvp's formulas
         return out
 
 
@@ -191,14 +192,15 @@ def test_path_mathematics_stays_float32_under_autocast(precision):
 
     @fudoki.rowwise
     def look(path, x_1, t):
-        found.append((path.logits(x_1, t).softmax(-1),
+        found.append((path(x_1, t).softmax(-1),
                       fudoki.kinetic_optimal(path, x_1.flip(0), x_1, t)))
         return x_1
     with torch.autocast("cpu", precision):
         look(path, x_1, t)
     (p, u), = found
     d = torch.cdist(path.embedding.double()[x_1], path.embedding.double())
-    beta, rate = (b.double() for b in torch.func.jvp(path.beta, (t,), (torch.ones_like(t),)))
+    t = t.double()
+    beta, rate = 3 * (t / (1 - t)) ** 0.9, 2.7 * (t / (1 - t)) ** -0.1 / (1 - t) ** 2
     exact = (-beta * d).softmax(-1)
     torch.testing.assert_close(p.double(), exact, atol=1e-5, rtol=1e-3)
     toward = (d.gather(1, x_1.flip(0)[:, None]) - d).relu()

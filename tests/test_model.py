@@ -55,7 +55,7 @@ def learn(model, draw, steps, lr):
 
 def assert_follows(tokens, model, t):
     """These tokens of pictures are drawn from p_t(· | x₁ = 4), within five standard deviations."""
-    p_t = model.paths["image"].logits(torch.tensor([4]), torch.tensor([[t]])).softmax(-1)[0]
+    p_t = model.paths["image"](torch.tensor([4]), torch.tensor([[t]])).softmax(-1)[0]
     found = torch.bincount(tokens.flatten(), minlength=len(p_t)) / tokens.numel()
     assert ((found - p_t).abs() <= 5 * (p_t * (1 - p_t) / tokens.numel()).sqrt() + 1e-6).all(), t
 
@@ -314,7 +314,7 @@ def test_the_optimiser_has_every_parameter_once(optimizer, monkeypatch):
 def test_parameters_of_a_path_learn(monkeypatch):
     """By a loss that looks at the path: the speed at which x_t is likely grows or falls."""
     def likely(path, p_1t, x_1, x_t, t):
-        l = path.logits(x_1, t).log_softmax(-1)
+        l = path(x_1, t).log_softmax(-1)
         return fudoki.cross_entropy(path, p_1t, x_1, x_t, t) - fudoki.entry(l, x_t)[..., 0]
     monkeypatch.setitem(PATHS, "learned", Learned)
     monkeypatch.setitem(fudoki.LOSSES, "likely", likely)

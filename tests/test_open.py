@@ -1,6 +1,7 @@
 """What coursework opens, done from outside of fudoki.py: each is one place, or two."""
 import math
 import random
+from pathlib import Path
 
 import pytest
 import torch
@@ -62,6 +63,22 @@ class Blend(fudoki.Path):
     def logits(self, x_1, t):
         kept = 1 - (1 - t) ** self.haste
         return torch.log(kept * self.one_hot(x_1) + (1 - kept) / len(self.embedding))
+
+
+def test_a_clock_of_ones_own_is_a_function_in_a_file_and_a_checkpoint_remembers_it(tmp_path,
+                                                                                    monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("mine.py").write_text("import fudoki\ndef clock(path):\n    return lambda t: t ** 3")
+    try:
+        run = train.parse(["--clock", "mine:clock"])
+        model = saved(small("uniform", clock=run.clock), tmp_path / "model.ckpt")
+        t = torch.tensor([[0.5]])
+        for path in model.paths.values():
+            x_1 = torch.tensor([2])
+            torch.testing.assert_close(path(x_1, t), path.logits(x_1, t ** 3))
+            assert path.on("calibrated").on("mine:clock").clock(t) == t ** 3    # there and back
+    finally:
+        fudoki.CLOCKS.pop("mine:clock", None)
 
 
 def test_a_path_with_options_of_its_own_and_a_number_from_its_codebook(monkeypatch, tmp_path):

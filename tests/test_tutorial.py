@@ -84,9 +84,9 @@ def test_what_the_book_is_about_is_quoted():
             continue
         first = file[:file.index(quotation)].count("\n") + 1
         places.append(range(first, first + quotation.count("\n")))
-    for name in ("UniformPath.logits MarginalPath.logits MaskPath.logits MetricPath.logits power "
-                 "evenly growth kinetic_optimal euler race Block.forward "
-                 "Backbone.forward Network.forward Fudoki.loss Fudoki.training_step "
+    for name in ("UniformPath.logits MarginalPath.logits MaskPath.logits MetricPath.logits "
+                 "Path.forward Calibrated.__init__ growth kinetic_optimal euler race "
+                 "Block.forward Backbone.forward Network.forward Fudoki.loss Fudoki.training_step "
                  "Fudoki.predict Fudoki.generate").split():
         assert any(spans[name].lineno <= line <= spans[name].end_lineno
                    for place in places for line in place), name
@@ -256,19 +256,20 @@ def test_what_is_said_of_paths_was_measured(tables, book):
 
     def captions(name):
         return tables.worth(name, steps="8", **tables.chosen(name))[0]
-    grey, codes = (1 - bits(f"{tokens}/metric 1") / bits(f"{tokens}/uniform")
+    grey, codes = (1 - bits(f"{tokens}/metric 1") / bits(f"{tokens}/uniform, linear")
                    for tokens in ("grey", "codes"))
     assert f"than the uniform path, by {grey:.0%} on grey levels and {codes:.0%} on codes" in book
-    assert near("grey/metric 1") > near("grey/uniform")
-    assert near("codes/metric 1") < near("codes/uniform")
+    assert near("grey/metric 1") > near("grey/uniform, linear")
+    assert near("codes/metric 1") < near("codes/uniform, linear")
     assert bits("shuffled/metric 2") > bits("grey/metric 4")
     for tokens in ("codes", "grey"):
-        many = [bits(f"{tokens}/{path}") for path in ("mask", "metric 1", "uniform", "metric 2")]
+        many = [bits(f"{tokens}/{path}") for path in (
+            "mask, linear", "metric 1", "uniform, linear", "metric 2")]
         assert many == sorted(many) and many[-1] < bits(f"{tokens}/metric 4")
-        assert captions(f"{tokens}/marginal") > max(
-            captions(f"{tokens}/{path}") for path in ("uniform", "metric 1", "mixed 1"))
+        assert captions(f"{tokens}/marginal, linear") > max(
+            captions(f"{tokens}/{path}") for path in ("uniform, linear", "metric 1"))
     spoiled = [tables.worth(f"codes/{path}", "repair image state 0.9", "spoiled")[0]
-               for path in ("marginal", "uniform")]
+               for path in ("marginal, linear", "uniform, linear")]
     assert spoiled == sorted(spoiled)
 
 
@@ -294,14 +295,25 @@ def test_what_is_said_of_scenes_was_measured(tables, book):
     assert (f"mends {true[0]}, {true[1]} and {true[2]}, and {min(kept)} to {max(kept)} of the "
             "tokens") in book
     assert all(float(r["true"]) == 0 for r in tables.rows("revise")
-               if (r["checkpoint"], r["way"]) == ("mask", "state"))
+               if (r["checkpoint"], r["way"]) == ("mask, linear", "state"))
 
-    def agree(path, times):
-        return short(tables.mean([r for r in tables.rows("oracle") if (
-            r["path"], r["times"], r["temperature"], r["steps"]) == (path, times, "1.0", "8")],
-            "true")[0])
-    assert f"{agree('mask', 'even')} of its drawings are right after 8 steps" in book
-    assert f"{agree('metric', 'even')} even and {agree('metric', 'late')} late" in book
+
+def test_what_is_said_of_clocks_was_measured(tables, book):
+    def true(path, clock, late=1):
+        return short(tables.true(path, clock, 8, late))
+    assert f"{true('mask', 'calibrated')} of its drawings are right after 8 steps" in book
+    assert (f"reach {true('metric', 'linear')} on the metric path and {true('uniform', 'linear')} "
+            f"on the uniform one") in book
+    assert ("it is {} and {}, in late steps {} and {}.".format(*(
+        true(path, "calibrated", late) for late in (1, 2) for path in ("metric", "uniform")))
+        in book)
+    assert f"means nothing: {true('metric, shuffled', 'calibrated')}, the mean of five" in book
+    own, uniform, shuffled, metric = (tables.true(path, clock, 8) for path, clock in (
+        ("uniform", "linear"), ("uniform", "calibrated"), ("metric, shuffled", "calibrated"),
+        ("metric", "calibrated")))
+    assert abs((uniform - own) / (metric - own) - 2 / 3) < 0.05
+    assert abs((shuffled - uniform) / (metric - own) - 1 / 5) < 0.05
+    assert f"left, {short(metric - shuffled)}, is the metric" in book
 
 
 def test_minutes_and_the_seam_are_those_of_the_studies(tables, book):

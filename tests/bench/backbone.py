@@ -56,9 +56,10 @@ def parsed():
 
 
 def reversal(path, x_t, x_1, t):
-    """`time_reversal` of the uniform path, whose noise has the rate 1/(tV) everywhere."""
-    p = path.logits(x_1, t).softmax(-1)
-    u = p / fudoki.entry(p, x_t) / (t * p.shape[-1])
+    """`time_reversal` of the uniform path, whose noise has the rate 1/(τV) in its own time τ."""
+    own, pace = torch.func.jvp(path.clock, (t,), (torch.ones_like(t),))
+    p = path(x_1, t).softmax(-1)
+    u = p / fudoki.entry(p, x_t) * pace / (own * p.shape[-1])
     return u.masked_fill(path.one_hot(x_t), 0.)
 
 
@@ -164,9 +165,9 @@ def neighbours(given):
     frequency = torch.bincount(ids, minlength=len(embedding))
     yield "exponent        t  right  8 nearest  100 nearest"
     for exponent in (0.5, 1., 2., 4.):
-        path = fudoki.MetricPath(embedding, frequency, exponent=exponent)
+        path = fudoki.MetricPath(embedding, frequency, exponent=exponent).on("calibrated")
         for t in torch.linspace(0, 1, 101).tolist():
-            p_t = path.logits(x_1, torch.full((64, 1), t)).softmax(-1).gather(1, order)
+            p_t = path(x_1, torch.full((64, 1), t)).softmax(-1).gather(1, order)
             if p_t[:, 0].mean() >= 0.5:
                 break
         wrong = p_t[:, 1:].sum()

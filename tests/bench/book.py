@@ -23,13 +23,13 @@ import sample  # noqa: E402
 import scenes as world  # noqa: E402
 import train  # noqa: E402
 
-LINE, VALUES = fudoki.MetricPath(torch.arange(5.)[:, None]), torch.arange(5)
+LINE, VALUES = fudoki.MetricPath(torch.arange(5.)[:, None]).on("calibrated"), torch.arange(5)
 
 
 def p(path, x_1, t):
     """p_t(· | x₁) of one token at times t (N,): (N, V)."""
     t = torch.as_tensor(t).float().view(-1, 1)
-    return path.logits(torch.full((len(t),), x_1), t).softmax(-1)
+    return path(torch.full((len(t),), x_1), t).softmax(-1)
 
 
 def save(figure, name):
@@ -44,7 +44,7 @@ def codebook():
     patches = F.unfold(train.DATA["smoke"].rendered(2000, seed=0)[0], 4, stride=4).mT.flatten(0, 1)
     codes = train.k_means(patches, 64)
     frequency = torch.bincount(torch.cdist(patches, codes).argmin(1), minlength=64)
-    d, path = torch.cdist(codes, codes), fudoki.MetricPath(codes, frequency)
+    d, path = torch.cdist(codes, codes), fudoki.MetricPath(codes, frequency).on("calibrated")
     figure = plt.figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subfigures(1, 2, width_ratios=(1, 2))
     axis = left.subplots()
@@ -80,6 +80,7 @@ def simplex():
              **{f"metric, exponent {e:g}": fudoki.MetricPath(points, exponent=e)
                 for e in (1, 2)}}
     for name, path in paths.items():
+        path.on("calibrated")
         curve, ticks = (p(path, 0, torch.linspace(0, 1, n)) @ corners for n in (401, 11))
         line, = axis.plot(*curve.T, label=name)
         axis.plot(*ticks.T, "o", markersize=3.5, color=line.get_color())
@@ -182,17 +183,17 @@ def loss():
 
 def agree():
     """What exact posteriors reach by steps, from oracle.csv."""
-    figure, axes = plt.subplots(1, 2, figsize=(8, 3.2), sharey=True)
+    figure, axes = plt.subplots(1, 3, figsize=(10, 3.2), sharey=True)
     steps = 2, 4, 8, 16, 32
-    for axis, times in zip(axes, ("even", "late")):
-        for path in tables.PATHS:
-            some = [row for row in tables.rows("oracle") if (
-                row["path"], row["times"], row["temperature"]) == (path, times, "1.0")]
-            axis.plot(steps, [tables.mean([row for row in some if row["steps"] == str(n)],
-                                          "true")[0] for n in steps], "o-", label=path)
+    for axis, (clock, late, what) in zip(axes, (
+            ("linear", 1, "the path's own time"), ("calibrated", 1, "calibrated clock"),
+            ("calibrated", 2, "calibrated clock, late 2"))):
+        for path in tables.ORACLE:
+            axis.plot(steps, [tables.true(path, clock, n, late) for n in steps],
+                      "o--" if "," in path else "o-", label=path, markersize=4)
         axis.set_xscale("log", base=2)
         axis.set_xticks(steps, steps)
-        axis.set_xlabel(f"steps, {times} times")
+        axis.set_xlabel(f"steps, {what}")
     axes[0].set_ylabel("drawings that are true")
     axes[0].legend(fontsize=8)
     save(figure, "agree")

@@ -36,7 +36,7 @@ def bound(path, p_1t, x_1, x_t, t, velocity=time_reversal):
     p, clean, noisy = p_1t.float().softmax(-1).flatten(0, -2), x_1.flatten(), x_t.flatten()
     V, X = p.shape[-1], len(path.embedding)
     every, cost = torch.arange(V, device=p.device), p.new_empty(2, len(p))
-    impossible = (path.logits(every, p.new_full((V, 1), t)) == -torch.inf).float()      # (x₁, z)
+    impossible = (path(every, p.new_full((V, 1), t)) == -torch.inf).float()             # (x₁, z)
     for some in noisy.unique().split(8 * fudoki.at_once(V * X, p)):
         u_all = velocity(path, some.repeat_interleave(V), every.repeat(len(some)),
                          p.new_full((len(some) * V, 1), t)).view(-1, V, X)          # (z, x₁, x)

@@ -79,16 +79,16 @@ film(states, ROOT / "figures/film.gif")
 
 # 3. P(x_t = x₁) along the paths, x₁ being the tokens of test images
 x_1, codebook = patches.encode(test).flatten(), patches.embedding
-paths = {"metric, calibrated": model.paths["image"],
-         "metric, power law": fudoki.MetricPath(codebook, schedule="power"),
-         "uniform": fudoki.UniformPath(codebook), "mask": fudoki.MaskPath(codebook)}
-times = torch.linspace(0, 1, 41)
-plt.figure(figsize=(5, 3))
-for (name, path), style in zip(paths.items(), ("-", "--", "-", ":")):
-    kept = [fudoki.entry(path.logits(x_1, t.view(1, 1)).softmax(-1), x_1).mean() for t in times]
-    plt.plot(times, kept, style, label=name)
-plt.xlabel("t")
-plt.ylabel("P(x_t = x₁)")
-plt.legend()
+frequency, times = model.paths["image"].frequency, torch.linspace(0, 1, 41)
+figure, axes = plt.subplots(1, 2, figsize=(8, 3), sharey=True)
+for axis, (clock, what) in zip(axes, {"linear": "the path's own time",
+                                      "calibrated": "the calibrated clock"}.items()):
+    for name in fudoki.PATHS:
+        path = fudoki.PATHS[name](codebook, frequency).on(clock)
+        kept = [fudoki.entry(path(x_1, t.view(1, 1)).softmax(-1), x_1).mean() for t in times]
+        axis.plot(times, kept, label=name)
+    axis.set_xlabel(f"t, {what}")
+axes[0].set_ylabel("P(x_t = x₁)")
+axes[0].legend()
 plt.tight_layout()
 plt.savefig(ROOT / "figures" / "kept.png", dpi=110)

@@ -16,8 +16,9 @@ import scenes as world
 
 CAPTIONS = ("a circle", "two circles", "a circle left of a square",
             "a red circle and a blue square")
-TIMES = {"even": lambda u: u, "late": lambda u: 1 - (1 - u) ** 3}   # the last steps are shorter
-WAYS = ("even", 1.), ("late", 1.), ("even", 0.5)
+PATHS = [*((name, 0) for name in fudoki.PATHS), *(("metric, shuffled", seed) for seed in range(5))]
+WAYS = [("calibrated", 1., 1.), ("calibrated", 2., 1.), ("linear", 1., 1.), ("linear", 2., 1.),
+        ("calibrated", 1., 0.5)]
 N = 200
 
 
@@ -40,7 +41,7 @@ def posterior(path, x_t, t, all_x_1):
     """p(x₁ | x_t) of every position, x₁ being one of some rows, all as likely: (B, N), a number,
     (S, N) -> (B, N, V)"""
     V = all_x_1.max() + 1
-    l = path.logits(torch.arange(V), torch.full((V, 1), t)).log_softmax(-1)     # (x₁, x)
+    l = path(torch.arange(V), torch.full((V, 1), t)).log_softmax(-1)            # (x₁, x)
     clean = torch.nn.functional.one_hot(all_x_1, V).float()
     scores = torch.einsum("bnv,snv->bs", l.T[x_t].clamp(min=-1e4), clean)
     return torch.einsum("bs,snv->bnv", scores.softmax(-1), clean)
@@ -56,23 +57,36 @@ def draw(path, all_x_1, times, temperature):
     return x_t
 
 
+def made(name, seed):
+    """A path of `scenes` and its tokens. Of a shuffled metric the distances mean nothing: the seed
+    is that of the order."""
+    run, data = study.prepared(["--preset", "scenes", "--train-images", "6000", "--width", "16",
+                                "--path", name.partition(",")[0], "--depth", "1", "--heads", "1"])
+    L.seed_everything(0, verbose=False)
+    model = data.build(run)
+    path = model.paths["image"]
+    if "shuffled" in name:
+        torch.manual_seed(seed)
+        path = fudoki.MetricPath(path.embedding[torch.randperm(len(path.embedding))],
+                                 path.frequency)
+    return path, model.tokens["image"]
+
+
 def main():
-    table = study.Table("oracle", "caption path times temperature steps".split(), ["true"])
-    for name in fudoki.PATHS:
-        run, data = study.prepared(["--preset", "scenes", "--path", name, "--train-images", "6000",
-                                    "--width", "16", "--depth", "1", "--heads", "1"])
-        L.seed_everything(0, verbose=False)
-        model = data.build(run)
-        path, patches = model.paths["image"], model.tokens["image"]
-        for caption in CAPTIONS:
+    table = study.Table("oracle", "caption path clock late temperature steps seed".split(),
+                        ["true"])
+    for name, seed in PATHS:
+        path, patches = made(name, seed)
+        for caption, (clock, late, temperature) in itertools.product(CAPTIONS, WAYS):
             all_x_1 = scenes(caption, patches)
-            for (times, temperature), steps in itertools.product(WAYS, (1, 2, 4, 8, 16, 32)):
-                key = caption, name, times, temperature, steps
+            path.on(clock)
+            for steps in (1, 2, 4, 8, 16, 32):
+                key = caption, name, clock, late, temperature, steps, seed
                 if key in table:
                     continue
                 L.seed_everything(0, verbose=False)
-                u = [TIMES[times](i / steps) for i in range(steps + 1)]
-                pictures = patches.decode(draw(path, all_x_1, u, temperature))
+                times = [1 - (1 - i / steps) ** late for i in range(steps + 1)]
+                pictures = patches.decode(draw(path, all_x_1, times, temperature))
                 table.add(*key, sum(world.is_true(caption, things)
                                     for things in world.see(pictures)) / N)
 

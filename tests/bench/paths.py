@@ -7,12 +7,12 @@ each, and measures what they have learned; appends to paths.csv, skips what is t
 NAME is tokens/path, "grey/metric 2", by default all. Tokens: `codes`, the toy's 256 patches of
 4 × 4 pixels; `tenth`, the same after 6,000 training pictures, a tenth; `fine`, 1,024 such patches;
 `grey`, 14 × 14 pixels of 16 grey levels; `shuffled`, the same pixels, but the path is told the
-levels in a random order, so that its distances mean nothing. After a path may stand
-", t^3", trained by u³; ", evidence", a network that says what the others say of a token, to which
-what the token says itself is added (`Prior`); ", tempered", a model of which the first part only
-is sharpened (`Tempered`). Checkpoints are in runs/paths/. Everything is measured on the first
-thousand training images, which neither model nor judge has seen; so the test set is left for the
-reports.
+levels in a random order, so that its distances mean nothing. After a path may stand ", linear",
+the clock of its own time instead of the calibrated one; ", t^3", trained by u³; ", evidence", a
+network that says what the others say of a token, to which what the token says itself is added
+(`Prior`); ", tempered", a model of which the first part only is sharpened (`Tempered`).
+Checkpoints are in runs/paths/. Everything is measured on the first thousand training images, which
+neither model nor judge has seen; so the test set is left for the reports.
 """
 import argparse
 import csv
@@ -50,14 +50,6 @@ class StudentPath(fudoki.MetricPath):
         return torch.log1p(super().distance(x_1) / self.scale)
 
 
-class MixedPath(fudoki.MetricPath):
-    """Metric noise with probability t, uniform noise otherwise."""
-
-    def logits(self, x_1, t):
-        near = super().logits(x_1, t).log_softmax(-1) + torch.log(t)
-        return torch.logaddexp(near, torch.log((1 - t) / len(self.embedding)))
-
-
 class MarginalMetricPath(fudoki.MetricPath):
     """Metric noise that begins with tokens as often as they occur in the data."""
 
@@ -73,7 +65,7 @@ class MarginalMetricPath(fudoki.MetricPath):
 def evidence(path, x_t, t, V):
     """log p_t(x_t | x₁) for every x₁: (B, L) long, (B, 1, 1) or a number -> (B, L, V)"""
     every, t = torch.arange(V), torch.as_tensor(t, dtype=torch.float32).reshape(-1, 1, 1)
-    l = path.logits(every.expand(len(t), V), t.expand(-1, V, 1)).log_softmax(-1)    # (B, x₁, x_t)
+    l = path(every.expand(len(t), V), t.expand(-1, V, 1)).log_softmax(-1)           # (B, x₁, x_t)
     return l.clamp(min=-30).mT.expand(len(x_t), -1, -1).gather(
         1, x_t[..., None].expand(-1, -1, V))
 
@@ -104,8 +96,7 @@ class Tempered(fudoki.Fudoki):
                 for m, l in found.items()}
 
 
-fudoki.PATHS |= {"student": StudentPath, "mixed": MixedPath,
-                 "marginal_metric": MarginalMetricPath}
+fudoki.PATHS |= {"student": StudentPath, "marginal_metric": MarginalMetricPath}
 CODES = "--batch 64 --steps 1500"
 GREY = "--codes 16 --patch 1 --width 64 --heads 2 --batch 32 --steps 2000"
 TOKENS = {"codes": CODES, "tenth": CODES, "fine": f"{CODES} --codes 1024", "grey": GREY,
@@ -113,8 +104,7 @@ TOKENS = {"codes": CODES, "tenth": CODES, "fine": f"{CODES} --codes 1024", "grey
 METRICS = {f"metric {p}": f"--path metric --path-options exponent={p}" for p in (0.5, 1, 2, 4)}
 PATHS = {"uniform": "--path uniform", "mask": "--path mask", **METRICS,
          "student": "--path student --path-options exponent=2.",
-         "mixed 1": "--path mixed --path-options exponent=1.",
-         "mixed 2": "--path mixed --path-options exponent=2.", "marginal": "--path marginal",
+         "marginal": "--path marginal",
          "marginal 1": "--path marginal_metric --path-options exponent=1."}
 FEW = "uniform", "metric 1", "mask"
 NAMES = [f"{tokens}/{path}" for tokens in TOKENS for path in PATHS
@@ -131,9 +121,10 @@ def prepared(name, seed, given):
     tokens, path = name.split("/")
     path, *more = path.split(", ")
     power = next((word[2:] for word in more if word.startswith("t^")), "2")
-    flags = f"{TOKENS[tokens]} {PATHS[path]} --ask 0 --val-every 10000".split()
-    run, data = study.prepared([*flags, *study.where(given), "--seed", str(seed), "--t-power",
-                                power])
+    clock = "linear" if "linear" in more else "calibrated"
+    flags = f"{TOKENS[tokens]} {PATHS[path]} --clock {clock} --t-power {power} --seed {seed}"
+    run, data = study.prepared([*flags.split(), "--ask", "0", "--val-every", "10000",
+                                *study.where(given)])
     if "patch 1" in TOKENS[tokens]:
         data.train, data.held_out, data.test = (
             (F.avg_pool2d(images, 2), digits)
@@ -143,8 +134,9 @@ def prepared(name, seed, given):
         if tokens == "shuffled":
             old, g = model.paths["image"], torch.Generator().manual_seed(seed)
             order = torch.randperm(len(old.embedding), generator=g)
+            frequency = model.hparams.frequency["image"]
             model.paths["image"] = type(old)(
-                old.embedding[order], model.hparams.frequency["image"], **run.path_options)
+                old.embedding[order], frequency, **run.path_options).on(clock)
         if "evidence" in more:
             model.net.__class__, model.net.__dict__["paths"] = Prior, model.paths
         if "tempered" in more:

@@ -9,7 +9,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
 FIGURES = tables.ROOT / "figures"
-EXPONENTS = {0.: "uniform", 0.5: "metric 0.5", 1.: "metric 1", 2.: "metric 2", 4.: "metric 4"}
+EXPONENTS = {0.: "uniform, linear"} | {e: f"metric {e:g}" for e in (0.5, 1., 2., 4.)}
 TOKENS = {"codes": "256 codes", "grey": "grey levels", "shuffled": "grey levels, shuffled metric"}
 
 
@@ -50,7 +50,7 @@ def metric():
                 value = tables.worth(name, what, column, **options)
                 found += [(exponent, *value)] if value else []
             axis.errorbar(*zip(*found), fmt="o-", color=colour, label=known, capsize=2)
-            for path, style in (("mask", ":"), ("marginal", "--")):
+            for path, style in (("mask, linear", ":"), ("marginal, linear", "--")):
                 options = dict(steps="8") | tables.chosen(f"{tokens}/{path}") if by_steps else {}
                 if value := tables.worth(f"{tokens}/{path}", what, column, **options):
                     axis.axhline(value[0], color=colour, linestyle=style)

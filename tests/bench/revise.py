@@ -1,7 +1,8 @@
 """Does a model mend what contradicts its caption? Scenes that are wrong in one word of it, in the
 colour of a thing, in how many there are or on which side: the model goes on from there, as if that
-were its state at time t (`state`), or with the noise of time t added (`draft`); or it is told
-where, and all else is given (`place`). Appends to revise.csv, skips the rows that are there.
+were its state at time t (`state`), along the velocity with jumps back (`corrector`), or with the
+noise of time t added (`draft`); or it is told where, and all else is given (`place`). Appends to
+revise.csv, skips the rows that are there.
 
     python tests/bench/revise.py NAME=CHECKPOINT … --seeds 1        of --preset scenes
 
@@ -20,7 +21,8 @@ import sample
 import scenes as world
 
 N = 200
-WAYS = [("state", 0.9), ("draft", 0.3), ("draft", 0.5), ("place", 0.)]
+WAYS = [("state", 0.9), ("corrector", 0.5), ("corrector", 0.9), ("draft", 0.3), ("draft", 0.5),
+        ("place", 0.)]
 
 
 def contradiction(rng, kind, anywhere):
@@ -61,8 +63,10 @@ def main():
                 free = model.mark_free(x, "image")
                 free["image"] &= (right != wrong) | (way != "place")
                 options = sample.defaults(model, "draw") | dict(guidance=guidance)
-                *_, end = model.generate(x, free, x_t=x if way == "state" else None, t=t,
-                                         **options)
+                if way == "corrector":
+                    options["velocity"] = way
+                *_, end = model.generate(x, free, t=t, **options,
+                                         x_t=x if way in ("state", "corrector") else None)
                 true = torch.tensor([*map(world.is_true, captions,
                                           world.see(patches.decode(end["image"])))])
                 same = (end["image"] == wrong)[true][(right == wrong)[true]]

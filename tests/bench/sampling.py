@@ -40,8 +40,8 @@ def released(path, x_t, x_1, t, s):
 
 @fudoki.rowwise
 def increments(path, x_t, x_1, t, s):
-    l_t = path.logits(x_1, t)
-    dl = path.logits(x_1, s) - l_t
+    l_t = path(x_1, t)
+    dl = path(x_1, s) - l_t
     return jump(l_t.softmax(-1) * (dl - fudoki.entry(dl, x_t)).relu(), x_t, 1.)
 
 

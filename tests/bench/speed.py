@@ -75,8 +75,7 @@ def calls(V, D, rows):
     path = fudoki.MetricPath(torch.randn(V, D), exponent=4., normalize=True)
     x_1 = torch.randint(V, (rows,))
     x_t = fudoki.corrupt(path, x_1, T)
-    beta, slope = (float(a) for a in torch.func.jvp(
-        path.beta, (torch.tensor([T]),), (torch.ones(1),)))
+    beta, slope = 3 * (T / (1 - T)) ** 0.9, 2.7 * (T / (1 - T)) ** -0.1 / (1 - T) ** 2
     corrupt, step = plain(path, beta, slope)
     corrected = functools.partial(fudoki.euler, velocity=fudoki.corrector)
     moves = fudoki.STEPS | {"corrector": corrected}

@@ -13,7 +13,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 DRAW = dict(checkpoint="metric", step="race", steps="4", guidance="2.0", temperature="0.7",
             best_of="1", times="even")
-PATHS = "metric", "uniform", "marginal", "mask"
+PATHS = "metric", "uniform, linear", "marginal, linear", "mask, linear"
+ORACLE = "metric", "metric, shuffled", "uniform", "marginal", "mask"
 STEPS = {"released": "Euler as released", "increments": "Euler, increments",
          "euler": "Euler, mid-step", "race": "race (exact)", "renoise": "renoise"}
 GIVEN = {"moving": "as noisy as the rest", "still": "clean"}
@@ -115,7 +116,8 @@ def scenes():
     found, all_rows = [], rows("scenes")
     for command in dict.fromkeys(row["command"] for row in all_rows):
         report = {row["what"]: row for row in all_rows if row["command"] == command}
-        path = re.search(r"--path (\w+)|$", command)[1] or "metric"
+        path = (re.search(r"--path (\w+)|$", command)[1] or "metric")
+        path += ", linear" * ("--clock linear" in command)
 
         def cells(column, *names):
             return " / ".join(f"{float(report[name][column]):.2f}" for name in names)
@@ -141,9 +143,9 @@ def revised():
         cells = [tuple(mean([r for r in all_rows if (r["checkpoint"], r["wrong"], r["guidance"],
                                                      r["way"], r["t"]) == (name, wrong, g, *way)],
                             column)[0] for column in ("true", "kept")) for way in ways]
-        found.append(f"{name:7} {wrong:9} g = {float(g):g}  "
+        found.append(f"{name:12} {wrong:9} g = {float(g):g}  "
                      + "  ".join(f"{a:.2f} / {b:.2f}" for a, b in cells).replace("nan", "   "))
-    return [" " * 26 + "as it is     t = .3       t = .5       its place", *found]
+    return [" " * 31 + "as it is     t = .3       t = .5       its place", *found]
 
 
 def trainings():
@@ -252,8 +254,8 @@ def chosen(name):
 
 def metrics(steps="8"):
     """README's table of paths and kinds of tokens, from paths.csv."""
-    found, kinds = [], ("uniform", "marginal", "metric 0.5", "metric 1", "metric 2", "metric 4",
-                        "student", "mixed 1", "mixed 2", "mask")
+    found, kinds = [], ("uniform, linear", "uniform", "marginal, linear", "marginal", "metric 0.5",
+                        "metric 1", "metric 2", "metric 4", "student", "mask, linear", "mask")
     for name in (f"{tokens}/{path}" for tokens in ("codes", "tenth", "fine", "grey", "shuffled")
                  for path in kinds):
         if not worth(name, steps="32"):
@@ -300,8 +302,9 @@ def tempered():
                         ", evidence": "evidence added",
                         ", evidence, tempered": "evidence added, prior tempered"}
     for path, (kind, what) in itertools.product(
-            ("codes/mask", "codes/marginal", "codes/uniform", "codes/metric 1", "grey/mask",
-             "grey/marginal", "grey/uniform"),
+            ("codes/mask, linear", "codes/marginal, linear", "codes/uniform, linear",
+             "codes/metric 1", "grey/mask, linear", "grey/marginal, linear",
+             "grey/uniform, linear"),
             kinds.items()):
         options = chosen(path + kind)
         if worth(path + kind, steps="32", **options):
@@ -314,19 +317,23 @@ def tempered():
     return found
 
 
+def true(path, clock, steps, late=1, temperature=1):
+    """What exact posteriors reach, from oracle.csv: the mean of the four captions."""
+    return statistics.mean(float(row["true"]) for row in rows("oracle") if (
+        row["path"], row["clock"], *(float(row[c]) for c in ("late", "temperature", "steps"))) == (
+        path, clock, late, temperature, steps))
+
+
 def oracle():
-    """The tutorial's table of what exact posteriors reach, from oracle.csv: the mean of the four
-    captions by path, times, temperature and steps."""
-    found, steps = [], "2 4 8 16 32".split()
-    for path, (times, temperature) in itertools.product(
-            PATHS, (("even", "1.0"), ("late", "1.0"), ("even", "0.5"))):
-        some = [row for row in rows("oracle") if (row["path"], row["times"], row["temperature"])
-                == (path, times, temperature)]
-        cells = [statistics.mean(float(row["true"]) for row in some if row["steps"] == n)
-                 for n in steps]
-        found.append(f"{path:8}  {times}   T = {float(temperature):<3g}  "
-                     + "  ".join(f"{cell:.2f}" for cell in cells))
-    return ["path      times  steps" + "".join(f"{n:>6}" for n in steps), *found]
+    """The tutorial's table of it by path, clock, times, temperature and steps."""
+    found, steps = [], (2, 4, 8, 16, 32)
+    for path, (clock, late, temperature) in itertools.product(ORACLE, (
+            ("linear", 1, 1), ("linear", 2, 1), ("calibrated", 1, 1), ("calibrated", 2, 1),
+            ("calibrated", 1, 0.5))):
+        cells = "  ".join(f"{true(path, clock, n, late, temperature):.2f}" for n in steps)
+        found.append(f"{path:16}  {clock:10}  {late}     T = {temperature:<3g}  {cells}")
+    head = "path              clock       late  steps" + "".join(f"{n:>6}" for n in steps)
+    return [head, *found]
 
 
 def trainings_of(name):

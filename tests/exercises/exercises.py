@@ -39,11 +39,11 @@ def stays(path, x_t, x_1, t, s):
     raise NotImplementedError(TODO)
 
 
-def linear_distance(path, frequency=None):
-    """5. URSA's clock (1 hour). A schedule for MetricPath along which the mean distance falls
-    evenly: E_{x₁} Σ_x p_t(x | x₁) d(x, x₁) = (1 − t) of what it is at t = 0, x₁ by its frequency.
-    Returns a function of t (…, 1) -> β_t (…, 1), FAR at t = 1, differentiable in t: torch only.
-    Look at fudoki.CalibratedSchedule."""
+def linear_distance(path):
+    """5. URSA's clock (1 hour). A clock for MetricPath by which the mean distance falls evenly:
+    E_{x₁} Σ_x p_t(x | x₁) d(x, x₁) = (1 − t) of what it is at t = 0, x₁ by path.frequency. Returns
+    a function of t -> the path's own time, (…, 1) each, differentiable in t: torch only. Look at
+    fudoki.Calibrated."""
     raise NotImplementedError(TODO)
 
 

@@ -49,29 +49,31 @@ def metropolis(path, x_t, x_1, t, eta=1.):
 
 
 def stays(path, x_t, x_1, t, s):
-    l_t = path.logits(x_1, t).log_softmax(-1)
-    change = path.logits(x_1, s) - l_t
+    l_t = path(x_1, t).log_softmax(-1)
+    change = path(x_1, s) - l_t
     ahead = (change - fudoki.entry(change, x_t)).relu()
     return 1 / (1 + (l_t.exp() * torch.expm1(ahead)).sum(-1))
 
 
-def linear_distance(path, frequency=None):
-    d = path.distance(torch.arange(len(path.embedding)))                            # (x₁, x)
-    often = torch.ones(len(d)) if frequency is None else frequency.float()
-    beta = torch.cat([torch.zeros(1), torch.logspace(-4, 4, 2000) / d.mean()])
-    mean = torch.stack([((-b * d).softmax(-1) * d).sum(-1) @ often for b in beta])
-    done = (1 - mean / mean[0]).double().numpy()                                    # grows with β
-    table = torch.from_numpy(np.interp(np.linspace(0, 1, 1001), done, beta.numpy())).float()
+def linear_distance(path):
+    x_1 = torch.arange(len(path.embedding))
+    d = path.distance(x_1)                                                          # (x₁, x)
+    own = torch.nn.functional.threshold(torch.linspace(-18, 18, 2001).sigmoid(), 1e-7, 0.)
+    mean = torch.stack([(path.logits(x_1, u.expand(len(d), 1)).softmax(-1) * d).sum(-1)
+                        @ path.frequency.float() for u in own])
+    done = (1 - mean / mean[0]).double().numpy()                                    # grows
+    table = torch.from_numpy(np.interp(np.linspace(0, 1, 1001), done, own.numpy())).float()
+    table[0], table[-1] = 0, 1
 
-    def beta_t(t):
+    def clock(t):
         i = (t * 1000).long().clamp(0, 999)
-        return torch.where(t < 1, torch.lerp(table[i], table[i + 1], t * 1000 - i), fudoki.FAR)
-    return beta_t
+        return torch.lerp(table[i], table[i + 1], t * 1000 - i)
+    return clock
 
 
 @fudoki.rowwise
 def race_by_two(path, x_t, x_1, t, s):
-    p_t, p_s = (path.logits(x_1, time).softmax(-1) for time in (t, s))
+    p_t, p_s = (path(x_1, time).softmax(-1) for time in (t, s))
     u, v = torch.rand(2, len(x_t), 1)
     target, turn = 1 / u - 1, torch.where(p_s > 0, p_t / p_s, torch.inf)            # 1/r_x
     stay = (fudoki.entry(turn, x_t) * p_s - p_t).relu().sum(-1, keepdim=True) <= target

@@ -1,8 +1,8 @@
-"""The suite that grades: what makes a path a path, a schedule a schedule, a velocity and a step
+"""The suite that grades: what makes a path a path, a clock a clock, a velocity and a step
 right. It runs over what fudoki.py has, or over yours, and says in words what is wrong:
 
     python -m pytest --path my:Path         my.py in this folder, with `class Path(fudoki.Path)`
-    python -m pytest --schedule my:slow     --velocity my:velocity     --step my:step
+    python -m pytest --clock my:slow     --velocity my:velocity     --step my:step
 """
 import math
 
@@ -21,13 +21,13 @@ def wrong(message):
     pytest.fail(message, pytrace=False)
 
 
-def made(name, **options):
-    return fudoki.PATHS[name](PLACES, FREQUENCY, **options)
+def made(name, clock="linear"):
+    return fudoki.PATHS[name](PLACES, FREQUENCY).on(clock)
 
 
 def p(path, x_1, t):
     """p_t(· | x₁) of one token: (states,). States are tokens, and whatever only noise has."""
-    l = path.logits(torch.tensor([x_1]), torch.tensor([[float(t)]]))
+    l = path(torch.tensor([x_1]), torch.tensor([[float(t)]]))
     if l.shape != (1, len(path.embedding)):
         wrong(f"logits of x_1 {(1,)} and t {(1, 1)} should have the shape "
               f"{(1, len(path.embedding))}, one number for each token; yours have "
@@ -75,7 +75,7 @@ def check_smoothness(path):
     """A jump of p_t in t would need an infinite rate."""
     t = torch.linspace(0.02, 0.98, 961)[:, None]
     for x_1 in range(V):
-        p_t = path.logits(torch.full((len(t),), x_1), t).softmax(-1)
+        p_t = path(torch.full((len(t),), x_1), t).softmax(-1)
         moved = p_t.diff(dim=0).abs().sum(-1) / 2
         if moved.max() > 0.05:
             wrong(f"x₁ = {x_1}: a share of {moved.max():.2f} moves at once at "
@@ -134,33 +134,34 @@ def test_path_report(a_path, report):
     assert v.mean() > 0
 
 
-# ----------------------------------------------------------------------------------- the schedules
+# -------------------------------------------------------------------------------------- the clocks
 
-def check_schedule(beta):
+def check_clock(clock):
     t = torch.linspace(0, 1, 201)[:, None]
-    values = beta(t).flatten()
-    if not torch.isfinite(values[:-1]).all():
-        wrong(f"β has to be finite before t = 1; yours is not at t = "
-              f"{t[:-1][~torch.isfinite(values[:-1])][0].item():.3f}")
-    if abs(values[0]) > 1e-6:
-        wrong(f"β_0 has to be 0, so that t = 0 is noise; yours is {values[0]:.3f}")
-    falls = (values.diff() < 0).nonzero()
+    times = clock(t)
+    if not torch.is_tensor(times) or times.shape != t.shape:
+        wrong(f"for t of the shape {tuple(t.shape)} the path's own times should have this shape, "
+              f"yours are {tuple(times.shape) if torch.is_tensor(times) else times}")
+    times = times.flatten()
+    for i, end in ((0, "noise"), (-1, "x₁ only")):
+        if not abs(times[i] - t[i].item()) < 1e-6:
+            wrong(f"at t = {t[i].item():.0f} the path's own time has to be {t[i].item():.0f}, so "
+                  f"that there is {end}; yours is {times[i]:.3f}")
+    falls = (~(times.diff() >= 0)).nonzero()
     if len(falls):
         i = falls[0].item()
-        wrong(f"β has to grow, but falls from {values[i]:.2f} at t = {t[i].item():.3f} to "
-              f"{values[i + 1]:.2f} at t = {t[i + 1].item():.3f} (sign?)")
-    if values[-1] < 1e6:
-        wrong(f"β_1 has to be out of reach, like fudoki.FAR, so that t = 1 is x₁ only; "
-              f"yours is {values[-1]:.1f}")
+        wrong(f"a clock has to go forward, but yours goes from {times[i]:.3f} at "
+              f"t = {t[i].item():.3f} to {times[i + 1]:.3f} at t = {t[i + 1].item():.3f} (sign?)")
 
 
-def test_schedule(a_schedule):
-    check_schedule(made("metric", schedule=a_schedule).beta)
+@pytest.mark.parametrize("path", ["metric", "uniform", "mask"])
+def test_clock(a_clock, path):
+    check_clock(made(path, a_clock).clock)
 
 
 @pytest.mark.parametrize("check", PATH_CHECKS, ids=lambda check: check.__name__)
-def test_schedule_makes_a_path(a_schedule, check):
-    check(made("metric", schedule=a_schedule))
+def test_a_path_by_this_clock_is_a_path(a_clock, check):
+    check(made("metric", a_clock))
 
 
 # ---------------------------------------------------------------------------------- the velocities
@@ -189,7 +190,7 @@ def test_velocity(a_velocity, report):
     velocity, states = fudoki.VELOCITIES[a_velocity], torch.arange(V)
     for name in ("uniform", "metric", "marginal", "mask"):
         check_velocity(velocity, made(name), name)
-    path, x_1, t = made("metric"), torch.full((V,), 2), torch.full((V, 1), 0.5)
+    path, x_1, t = made("metric", "calibrated"), torch.full((V,), 2), torch.full((V, 1), 0.5)
     now = p(path, 2, 0.5)
 
     def energy(velocity):
@@ -241,7 +242,7 @@ def check_step(move, path, name, say=lambda line: None):
 def test_step(a_step, report):
     torch.manual_seed(0)
     for name in ("uniform", "metric", "marginal", "mask"):
-        check_step(fudoki.STEPS[a_step], made(name), name,
+        check_step(fudoki.STEPS[a_step], made(name, "calibrated"), name,
                    lambda line: report.append(f"{a_step}: {line}"))
 
 
@@ -297,15 +298,17 @@ def test_a_mistake_in_a_path_is_told(mistake, check, told):
         check(mistake(PLACES, FREQUENCY))
 
 
-@pytest.mark.parametrize("beta, told", [
-    (lambda t: 1 + t / (1 - t), "β_0 has to be 0, so that t = 0 is noise; yours is 1.000"),
-    (lambda t: -t / (1 - t), "β has to grow, but falls from -?0.00 at t = 0.000"),
-    (lambda t: 10 * t, "β_1 has to be out of reach, .* yours is 10.0"),
-    (lambda t: t / (0.5 - t).relu(), "finite before t = 1; yours is not at t = 0.5"),
+@pytest.mark.parametrize("clock, told", [
+    (lambda t: 0.1 + 0.9 * t, "at t = 0 the path's own time has to be 0, .* yours is 0.100"),
+    (lambda t: t / 2, "at t = 1 the path's own time has to be 1, .* yours is 0.500"),
+    (lambda t: t + 0.3 * torch.sin(2 * math.pi * t), "a clock has to go forward, but yours goes"),
+    (lambda t: torch.log(t) + 1, "yours is -inf"),
+    (lambda t: torch.where(t == 0.5, torch.nan, t), "to nan at t = 0.500"),
+    (lambda t: t[..., 0], "should have this shape"),
 ])
-def test_a_mistake_in_a_schedule_is_told(beta, told):
+def test_a_mistake_in_a_clock_is_told(clock, told):
     with pytest.raises(pytest.fail.Exception, match=told):
-        check_schedule(beta)
+        check_clock(clock)
 
 
 @pytest.mark.parametrize("mistake, told", [
