@@ -778,7 +778,8 @@ class Fudoki(L.LightningModule):
         return {m: f | f.any(1, keepdim=True) & ~asked[m] for m, f in free.items()}
 
     def times(self, t, steps, late=1.):
-        """t < … < 1, steps + 1 of them: 1 − t falls as (1 − u)^late with u evenly spaced."""
+        """t < … < 1, steps + 1 of them: 1 − t falls as (1 − u)^late with u evenly spaced. Above 1
+        the last steps are the shortest, in which places that disagree see each other."""
         return (1 - (1 - t) * (1 - torch.linspace(0, 1, steps + 1)) ** late).tolist()
 
     @torch.no_grad()

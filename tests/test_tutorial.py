@@ -258,7 +258,8 @@ def test_what_is_said_of_paths_was_measured(tables, book):
         return tables.worth(name, steps="8", **tables.chosen(name))[0]
     grey, codes = (1 - bits(f"{tokens}/metric 1") / bits(f"{tokens}/uniform, linear")
                    for tokens in ("grey", "codes"))
-    assert f"than the uniform path, by {grey:.0%} on grey levels and {codes:.0%} on codes" in book
+    assert (f"than the uniform path by its own time, by {grey:.0%} on grey levels and {codes:.0%} "
+            "on codes") in book
     assert near("grey/metric 1") > near("grey/uniform, linear")
     assert near("codes/metric 1") < near("codes/uniform, linear")
     assert bits("shuffled/metric 2") > bits("grey/metric 4")
@@ -268,6 +269,15 @@ def test_what_is_said_of_paths_was_measured(tables, book):
         assert many == sorted(many) and many[-1] < bits(f"{tokens}/metric 4")
         assert captions(f"{tokens}/marginal, linear") > max(
             captions(f"{tokens}/{path}") for path in ("uniform, linear", "metric 1"))
+    assert "{:.0f} against {:.0f} of noise by frequency, {:.0f} against {:.0f} of the".format(*(
+        bits(f"codes/{path}{clock}") for path in ("marginal", "mask")
+        for clock in ("", ", linear"))) in book
+    assert "the uniform path costs {:.0f} instead of {:.0f} and by its own time {:.0f}".format(*(
+        bits(f"codes/uniform{more}") for more in (", t^1", "", ", linear"))) in book
+    assert bits("codes/uniform, t^1") < 1.01 * bits("codes/metric 1")
+    for path in ("uniform", "marginal"):                # far damage, by either clock
+        assert all(0.6 < tables.worth(name, "repair image state 0.9", "repaired")[0] < 0.7
+                   for name in (f"codes/{path}", f"codes/{path}, linear"))
     spoiled = [tables.worth(f"codes/{path}", "repair image state 0.9", "spoiled")[0]
                for path in ("marginal, linear", "uniform, linear")]
     assert spoiled == sorted(spoiled)
@@ -314,6 +324,19 @@ def test_what_is_said_of_clocks_was_measured(tables, book):
     assert abs((uniform - own) / (metric - own) - 2 / 3) < 0.05
     assert abs((shuffled - uniform) / (metric - own) - 1 / 5) < 0.05
     assert f"left, {short(metric - shuffled)}, is the metric" in book
+
+
+def test_what_is_said_of_late_steps_and_of_the_corrector_was_measured(tables, book):
+    even, two, three = ([short(tables.late(steps, late)) for steps in (8, 32)]
+                        for late in (1, 2, 3))
+    assert (f"draws {even[0]} of 1,200 scenes in 8 even steps as their captions say, {two[0]} "
+            f"with `late` 2 and {three[0]} with 3; in 32 steps {even[1]}, {two[1]} and "
+            f"{three[1]}") in book
+    (found, spoiled), (words, others) = (
+        [short(x) for x in tables.repair(kind, damaged, "corrector", "0.5", "mask")[:2]]
+        for kind, damaged in (("image", "0.2"), ("text", "0.33")))
+    assert f"it repairs {found} of the patches and spoils {spoiled} of the others" in book
+    assert f"of wrong words it repairs {words} and spoils {others}" in book
 
 
 def test_minutes_and_the_seam_are_those_of_the_studies(tables, book):

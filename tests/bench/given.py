@@ -21,7 +21,7 @@ import inpaint
 import sample
 import train
 
-SHARES = 0., 0.25, 0.5
+SHARES = 0., 0.25
 
 
 class Given(fudoki.Fudoki):

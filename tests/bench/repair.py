@@ -22,9 +22,8 @@ import train
 
 WAYS = [("state", 0.5), ("state", 0.9), ("corrector", 0.5), ("corrector", 0.9), ("draft", 0.3),
         ("draft", 0.5), ("draft", 0.7), ("told", 0.)]
-CELLS = [(m, share, way, t) for m, shares in (("image", (0.05, 0.2, 0.4)), ("text", (0.33, 1.)))
-         for share in shares for way, t in WAYS]
-CELLS += [("image, near", 0.2, way, t) for way, t in WAYS]
+CELLS = [(*damage, way, t) for damage in (("image", 0.2), ("text", 0.33), ("image, near", 0.2))
+         for way, t in WAYS]
 
 
 def others(x, candidates):

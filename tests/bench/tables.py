@@ -254,8 +254,9 @@ def chosen(name):
 
 def metrics(steps="8"):
     """README's table of paths and kinds of tokens, from paths.csv."""
-    found, kinds = [], ("uniform, linear", "uniform", "marginal, linear", "marginal", "metric 0.5",
-                        "metric 1", "metric 2", "metric 4", "student", "mask, linear", "mask")
+    found, kinds = [], ("uniform, linear", "uniform", "uniform, t^1", "marginal, linear",
+                        "marginal", "metric 0.5", "metric 1", "metric 2", "metric 4", "student",
+                        "mask, linear", "mask")
     for name in (f"{tokens}/{path}" for tokens in ("codes", "tenth", "fine", "grey", "shuffled")
                  for path in kinds):
         if not worth(name, steps="32"):
@@ -334,6 +335,12 @@ def oracle():
         found.append(f"{path:16}  {clock:10}  {late}     T = {temperature:<3g}  {cells}")
     head = "path              clock       late  steps" + "".join(f"{n:>6}" for n in steps)
     return [head, *found]
+
+
+def late(steps, late, name="uniform"):
+    """What late steps reach in scenes: share of true drawings, from late.csv."""
+    return statistics.mean(float(row["true"]) for row in rows("late") if (
+        row["checkpoint"], int(row["steps"]), float(row["late"])) == (name, steps, late))
 
 
 def trainings_of(name):
