@@ -222,6 +222,7 @@ def test_tables_are_those_of_the_studies(tables):
     lines = (README.read_text() + TUTORIAL.read_text()).splitlines()
     for table in (tables.reports("smoke"), tables.reports("toy"), tables.scenes(), tables.speed(),
                   tables.trainings(), tables.paths(), tables.options(), tables.parts(),
+                  tables.clean(),
                   tables.repairs(), tables.revised(), tables.metrics(), tables.more_steps(),
                   tables.tempered(), tables.oracle(), tables.noises(), tables.corpora(),
                   tables.written(), tables.sight()):
@@ -337,6 +338,21 @@ def test_what_is_said_of_late_steps_and_of_the_corrector_was_measured(tables, bo
         for kind, damaged in (("image", "0.2"), ("text", "0.33")))
     assert f"it repairs {found} of the patches and spoils {spoiled} of the others" in book
     assert f"of wrong words it repairs {words} and spoils {others}" in book
+
+
+def test_what_is_said_of_clean_parts_in_training_was_measured(tables, book):
+    def value(share, column, what, given=""):
+        return tables.mean([r for r in tables.rows("given") if float(r["clean"]) == share
+                            and r["what"] in what and r["given"] == given], column)[0]
+    halves = [short(value(share, "caption", ("top", "left"), given), 3)
+              for given in ("still", "moving") for share in (0.25, 0.)]
+    assert "by {} of the captions instead of {}; as noisy as the rest {} instead of {}.".format(
+        *halves) in book
+    drawn = [[short(value(share, c, ("drawing",)), 3) for c in ("digit", "caption")]
+             for share in (0.25, 0.)]
+    frechet = [value(share, "frechet", ("drawing",)) for share in (0.25, 0.)]
+    assert ("better*, {} / {} instead of {} / {}, with a Fréchet distance of {:.0f} instead of "
+            "{:.0f}").format(*drawn[0], *drawn[1], *frechet) in book
 
 
 def test_minutes_and_the_seam_are_those_of_the_studies(tables, book):

@@ -219,6 +219,25 @@ def parts():
     return found
 
 
+def clean():
+    """The tutorial's table of trainings in which some rows had a part that was clean."""
+    found, all_rows = [], rows("given")
+    for share, steps, seed in dict.fromkeys((r["clean"], r["steps"], r["seed"]) for r in all_rows):
+        some = {(r["what"], r["given"]): r for r in all_rows
+                if (r["clean"], r["steps"], r["seed"]) == (share, steps, seed)}
+        halves = [[some["top", way], some["left", way]] for way in GIVEN]
+        cells = [f"{float(some['drawing', '']['digit']):.3f} / "
+                 f"{float(some['drawing', '']['caption']):.3f}, "
+                 f"{float(some['drawing', '']['frechet']):.1f}",
+                 f"{float(some['reading', '']['caption']):.3f}",
+                 *(f"{mean(half, 'caption')[0]:.3f}, {mean(half, 'frechet')[0]:.1f}"
+                   for half in halves),
+                 " / ".join(f"{float(some['words', way]['caption']):.3f}" for way in GIVEN)]
+        found.append(f"| {float(share):.2f}, seed {seed} | {' | '.join(cells)} |"
+                     .replace(" 0.", " ."))
+    return found
+
+
 def repair(kind, damaged, way, t, name):
     """Means of repaired, spoiled, left."""
     key = kind, damaged, way, t, name
@@ -357,7 +376,7 @@ def characters():
 
 if __name__ == "__main__":
     print("\n".join([*reports("smoke"), *reports("toy"), "", *scenes(), "", *trainings(), "",
-                     *paths(), "", *options(), "", *parts(), "", *repairs(), "",
+                     *paths(), "", *options(), "", *parts(), "", *clean(), "", *repairs(), "",
                      *metrics(), "", *more_steps(), "", *tempered(), "", *oracle(), "",
                      *speed(), "", *noises(), "", *corpora(), "", *written(), "",
                      *sight(), "", *characters()]))
