@@ -306,7 +306,13 @@ def test_what_is_said_of_scenes_was_measured(tables, book):
     assert (f"mends {true[0]}, {true[1]} and {true[2]}, and {min(kept)} to {max(kept)} of the "
             "tokens") in book
     assert all(float(r["true"]) == 0 for r in tables.rows("revise")
-               if (r["checkpoint"], r["way"]) == ("mask, linear", "state"))
+               if "mask" in r["checkpoint"] and r["way"] == "state")
+    for path, way, t, said in (("uniform", "state", "0.9", "the uniform path {}, {} and {}."),
+                               ("mask", "corrector", "0.5", "from $t=.5$ on {}, {} and {} (")):
+        found = {r["wrong"]: short(float(r["true"])) for r in tables.rows("revise") if (
+            r["checkpoint"], r["way"], r["t"], r["guidance"]) == (path, way, t, "1.0")}
+        assert said.format(*(found[k] for k in ("colour", "count", "position"))) in book.replace(
+            "([table]", "(")
 
 
 def test_what_is_said_of_clocks_was_measured(tables, book):
@@ -333,6 +339,8 @@ def test_what_is_said_of_late_steps_and_of_the_corrector_was_measured(tables, bo
     assert (f"draws {even[0]} of 1,200 scenes in 8 even steps as their captions say, {two[0]} "
             f"with `late` 2 and {three[0]} with 3; in 32 steps {even[1]}, {two[1]} and "
             f"{three[1]}") in book
+    assert "they hurt: {} even, {} with 3".format(*(
+        short(tables.late(8, late, "mask")) for late in (1, 3))) in book
     (found, spoiled), (words, others) = (
         [short(x) for x in tables.repair(kind, damaged, "corrector", "0.5", "mask")[:2]]
         for kind, damaged in (("image", "0.2"), ("text", "0.33")))

@@ -136,16 +136,16 @@ def scenes():
 def revised():
     """The tutorial's table of scenes that contradict their caption: true pictures and, of them,
     tokens kept."""
-    ways = ("state", "0.9"), ("draft", "0.3"), ("draft", "0.5"), ("place", "0.0")
-    found, all_rows = [], rows("revise")
-    for name, wrong, g in dict.fromkeys((r["checkpoint"], r["wrong"], r["guidance"])
-                                        for r in all_rows):
-        cells = [tuple(mean([r for r in all_rows if (r["checkpoint"], r["wrong"], r["guidance"],
-                                                     r["way"], r["t"]) == (name, wrong, g, *way)],
-                            column)[0] for column in ("true", "kept")) for way in ways]
-        found.append(f"{name:12} {wrong:9} g = {float(g):g}  "
-                     + "  ".join(f"{a:.2f} / {b:.2f}" for a, b in cells).replace("nan", "   "))
-    return [" " * 31 + "as it is     t = .3       t = .5       its place", *found]
+    ways = [("state", "0.9"), ("corrector", "0.5"), ("draft", "0.3"), ("draft", "0.5"),
+            ("place", "0.0")]
+    found, known = [], {(r["checkpoint"], r["wrong"], r["guidance"], r["way"], r["t"]): r
+                        for r in rows("revise")}
+    for name, wrong, g in dict.fromkeys(key[:3] for key in known):
+        cells = [" / ".join(f"{float(row[c]):.2f}" for c in ("true", "kept")) if row else " " * 11
+                 for row in (known.get((name, wrong, g, *way)) for way in ways)]
+        found.append(f"{name:12} {wrong:9} g = {float(g):g}  {'  '.join(cells)}"
+                     .replace("nan", "   ").rstrip())
+    return [" " * 31 + "as it is     corrector    t = .3       t = .5       its place", *found]
 
 
 def trainings():
