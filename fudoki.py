@@ -635,13 +635,14 @@ class Fudoki(L.LightningModule):
     def __init__(self, tokens, frequency=None, path="metric", path_options=None,
                  clock="calibrated", trunk="blocks", trunk_options=None, pretrained=None,
                  loss="cross_entropy", optimizer="adamw", lr=6e-3, lr_new=3e-3, t_power=1.,
-                 share=None, drop=0.05, notes=None):
+                 share=None, drop=0.05, clean=0.25, notes=None):
         """tokens {name: arguments of its entry in TOKENS}; frequency {name: (V,)};
         path, clock, trunk, loss, optimizer: entries of PATHS, CLOCKS, TRUNKS, LOSSES, OPTIMIZERS;
         pretrained: a causal language model for `Backbone`, not kept as a hyperparameter;
         lr: the peak; lr_new: the same for inputs and heads beside a pretrained model;
         t_power: see `loss`; share {name: weight}: how many rows of a batch have this modality to
-        find, by default equally many; drop: how often a modality is left out of a batch;
+        find, by default equally many; drop: how often a modality is left out of a batch; clean:
+        share of the rows that are given a part of what they have to find;
         notes: a dictionary for those who open the checkpoint."""
         super().__init__()
         self.save_hyperparameters(ignore="pretrained", logger=False)
@@ -696,7 +697,8 @@ class Fudoki(L.LightningModule):
         return loss, right
 
     def task(self, x_1):
-        """Gives every row one modality to find, as many rows to each as its share says: `free`."""
+        """Gives every row one modality to find, as many rows to each as its share says, and some
+        rows a part of it only, any share of its places but one: `free`. {name: (B, N)} -> bool"""
         B = len(next(iter(x_1.values())))
         share = [(self.hparams.share or {}).get(m, 1.) for m in x_1]
         ends = [round(B * s / sum(share)) for s in itertools.accumulate(share)]
@@ -704,7 +706,10 @@ class Fudoki(L.LightningModule):
         free = self.mark_free(x_1, *x_1)
         for m, start, end in zip(x_1, [0, *ends], ends):
             free[m][:start] = free[m][end:] = False
-        return free
+
+        known = (1 - torch.rand(B, 1, device=self.device) / self.hparams.clean).relu()
+        left = {m: f & (torch.rand(f.shape, device=self.device) >= known) for m, f in free.items()}
+        return {m: f.where(~left[m].any(1, keepdim=True), left[m]) for m, f in free.items()}
 
     def training_step(self, x_1, index):
         """Lightning's hook: every row finds one modality, given the others. Now and then some are
@@ -753,15 +758,15 @@ class Fudoki(L.LightningModule):
 
     # -- generation: start from noise; predict, step, predict again
 
-    def predict(self, x, noisy, t, guidance=1.):
+    def predict(self, x, free, t, guidance=1.):
         """Logits of p(x₁ | x_t) with guidance g: u + g (c − u) for every modality to be filled,
         c given all modalities and u this one alone; g = 1 is off. ValueError: nothing is given."""
-        c = self.net(x, noisy, t)
+        c = self.net(x, free, t)
         if guidance == 1:
             return c
         if len(x) == 1:
             raise ValueError("guidance needs another modality to leave out")
-        alone = {m: self.net({m: x[m]}, {m: noisy[m]}, t)[m] for m in x if noisy[m].any()}
+        alone = {m: self.net({m: x[m]}, {m: free[m]}, t)[m] for m in x if free[m].any()}
         return {m: u + guidance * (c[m] - u) for m, u in alone.items()}
 
     def to_fill(self, n, **given):
@@ -771,12 +776,6 @@ class Fudoki(L.LightningModule):
              for m, kind in self.tokens.items()}
         return {m: x_m.clamp(min=0) for m, x_m in x.items()}, {m: x_m < 0 for m, x_m in x.items()}
 
-    def noisy(self, x, free):
-        """Which positions move: in a row of a modality that has free ones, all but questions."""
-        asked = {m: question(x[m].masked_fill(f, -1), self.tokens[m].marks)
-                 for m, f in free.items()}
-        return {m: f | f.any(1, keepdim=True) & ~asked[m] for m, f in free.items()}
-
     def times(self, t, steps, late=1.):
         """t < … < 1, steps + 1 of them: 1 − t falls as (1 − u)^late with u evenly spaced. Above 1
         the last steps are the shortest, in which places that disagree see each other."""
@@ -785,34 +784,30 @@ class Fudoki(L.LightningModule):
     @torch.no_grad()
     def generate(self, x, free, *, x_t=None, t=0., steps=8, late=1., step="race", velocity=None,
                  guidance=1., temperature=1.):
-        """Fills the free positions of x: yields every state from noise to the answer, steps + 1.
-
-        In a part that has free positions, the given tokens are as noisy as these and move towards
-        what they are, since training has shown nothing else. Questions stand still.
+        """Fills the free positions of x, the others stay as they are: yields every state from
+        noise to the answer, steps + 1.
 
         x_t, t: the state to begin with and its time; without a state, x with the noise of that
-        time. late: see `times`; step: an entry of STEPS; velocity: of VELOCITIES, for Euler's
-        steps along it; guidance: see `predict`; temperature: of x₁ ~ p(x₁ | x_t), 0 takes the
-        likeliest. ValueError: steps < 1.
+        time where it is free. late: see `times`; step: an entry of STEPS; velocity: of VELOCITIES,
+        for Euler's steps along it; guidance: see `predict`; temperature: of x₁ ~ p(x₁ | x_t), 0
+        takes the likeliest. ValueError: steps < 1.
         """
         if steps < 1:
             raise ValueError(f"steps must be at least 1, not {steps}")
-        noisy = self.noisy(x, free)
         move = functools.partial(euler, velocity=VELOCITIES[velocity]) if velocity else STEPS[step]
 
-        x_t = self.corrupt(x, noisy, t) if x_t is None else x_t         # 1. x_t, at first noise
+        x_t = self.corrupt(x, free, t) if x_t is None else x_t          # 1. x_t, at first noise
         yield x_t
         for t, s in itertools.pairwise(self.times(t, steps, late)):
-            p_1t = self.predict(x_t, noisy, t, guidance)                # 2. what will it be?
+            p_1t = self.predict(x_t, free, t, guidance)                 # 2. what will it be?
             x_t = dict(x_t)
-            for m in (m for m in x if noisy[m].any()):
+            for m in (m for m in x if free[m].any()):
                 if getattr(move, "posterior", False) and s < 1:
-                    p = (p_1t[m].float() / max(temperature, 1e-6)).softmax(-1)
-                    x_1 = torch.where(free[m][..., None], p, F.one_hot(x[m], p.shape[-1]))
+                    x_1 = (p_1t[m].float() / max(temperature, 1e-6)).softmax(-1)
                 else:
-                    x_1 = sample_x_1(p_1t[m], temperature).where(free[m], x[m])     # 3. x₁ ~ p_1t
+                    x_1 = sample_x_1(p_1t[m], temperature)              # 3. x₁ ~ p_1t
 
                 step_m = move if s < 1 else finish                      # 4. a step towards it
                 x_s = step_m(self.paths[m], x_t[m], x_1, t, s)
-                x_t[m] = torch.where(noisy[m], x_s, x_t[m])
+                x_t[m] = torch.where(free[m], x_s, x_t[m])
             yield x_t

@@ -29,7 +29,7 @@ WORDS = [f"a {size} {shape}" for size in ("tiny", "small", "large", "huge")
 
 class Band(train.Data):
     """Of twelve things a caption, a picture of four patches and a note, held four times."""
-    preset = dict(width=32, depth=2, heads=2, batch=48, steps=200, val_every=100, threads=1,
+    preset = dict(width=32, depth=2, heads=2, batch=48, steps=240, val_every=120, threads=1,
                   ema=0.9, t_power=2., drop=0.3)
     own = dict(things=(12, (2, 12), "how many things there are"))
     anew = dict(rows=(200, (1,), "things measured in the report"))
@@ -105,7 +105,7 @@ def test_all_commands_know_it(band, monkeypatch, capsys):
     monkeypatch.chdir(band)
     assert train.main(["score", "--rows", "20", "--csv", "more.csv"]) == 0
     assert len(list(csv.DictReader(open("more.csv")))) == 3
-    assert train.main(["--preset", "band:Band", "--resume", "--steps", "202"]) == 0
+    assert train.main(["--preset", "band:Band", "--resume", "--steps", "242"]) == 0
     assert "--things 3 contradicts" in wrong(capsys, "--preset", "band:Band", "--resume",
                                              "--things", "3")
     assert "--things: 13 has to be from 2 to 12" in wrong(capsys, "--preset", "band:Band",

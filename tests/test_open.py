@@ -205,8 +205,7 @@ def test_a_step_that_wants_the_posterior(monkeypatch):
     model = small("mask")
     *states, end = model.generate(x, free, steps=3, step="surest")
     assert shapes == [(50, 9, 12)] * 2 and end["image"].max() < 12
-    assert [(state["image"] == 12).sum(1).unique().tolist() for state in states] == [[9], [5], [3]]
-    assert (end["image"] == x["image"])[:, 8].all()             # what is given is certain
+    assert [(state["image"] == 12).sum(1).unique().tolist() for state in states] == [[8], [4], [2]]
     *states, end = model.generate(x, free, steps=4, step="average")
-    share = (states[2]["image"] == 12).float().mean().item()
-    assert abs(share - 0.5) < 5 * (0.25 / 450) ** 0.5 and end["image"].max() < 12
+    share = (states[2]["image"] == 12)[:, :8].float().mean().item()
+    assert abs(share - 0.5) < 5 * (0.25 / 400) ** 0.5 and end["image"].max() < 12

@@ -1,22 +1,20 @@
-"""Should a network see given parts clean? Trains the toy with a share of rows of which some places
-are given as they are, beside noise, and the rest are free: then a given part may stay clean in
-`generate` (`still`), as well as be as noisy as the rest (`moving`). Appends to given.csv, skips
-the rows that are there.
+"""Should a network see given parts clean? Trains the toy with different shares of rows that are
+given some places as they are, beside noise, and have to find the rest. Then a given part may stay
+clean in `generate` (`still`), or be as noisy as the rest (`moving`, see inpaint.py). Appends to
+given.csv, skips the rows that are there.
 
     python tests/bench/given.py [--steps 1500] [--seeds 0 1] [--data-dir FOLDER]
 
-clean: the share of such rows; in each of them a position is given with a probability that is
-uniform. Drawing and reading are as in the report, halves and words as in inpaint.py. All is
-measured on the first 500 training images, which neither model nor judge has seen.
+clean: the share of such rows, any share of whose places is given. Drawing and reading are as in
+the report, halves and words as in inpaint.py. All is measured on the first 500 training images,
+which neither model nor judge has seen.
 """
 import argparse
 import itertools
 
 import lightning as L
 import study                    # first: it puts the project on the path
-import torch
 
-import fudoki
 import inpaint
 import sample
 import train
@@ -24,22 +22,10 @@ import train
 SHARES = 0., 0.25
 
 
-class Given(fudoki.Fudoki):
-    """Of some rows a part of what would be free is given."""
-    clean = 0.
-
-    def task(self, x_1):
-        free = super().task(x_1)
-        for m, f in free.items():
-            row = torch.rand(2, len(f), 1, device=f.device)
-            free[m] = f & ((row[0] > self.clean) | (torch.rand(f.shape, device=f.device) < row[1]))
-        return free
-
-
 def measure(model, data, judge):
     """(what, given, digit, caption, frechet, seam) of a trained model."""
     rows, truth = data.rows(model, *(part[:500] for part in data.held_out))
-    patches, noisy = model.tokens["image"], model.noisy
+    patches = model.tokens["image"]
     drawn = sample.draw(model, truth)
     features, seen = judge(drawn)
     real = judge(patches.decode(rows["image"]))[0]
@@ -47,10 +33,10 @@ def measure(model, data, judge):
            f"{study.world.frechet(features, real):.2f}", "")
     yield ("reading", "", *study.right(sample.read(model, rows["image"]), truth), "", "")
 
-    for region, way in itertools.product(("top", "left", "words"), ("moving", "still")):
+    for region, way in itertools.product(("top", "left", "words"), inpaint.WAYS):
         x, free = inpaint.halves(model, rows["image"], rows["text"], region)
         x["image"] = rows["image"]
-        model.noisy = noisy if way == "moving" else lambda x, free: free
+        model.__class__ = inpaint.WAYS[way]
         *_, end = model.generate(x, free, **sample.GAPS if region == "words" else sample.DRAW)
         yield region, way, *inpaint.measure(end, x, free, truth, region, model, judge)[:4]
 
@@ -75,7 +61,7 @@ def main():
         judge = judge or study.judge(data)
         L.seed_everything(seed, verbose=False)
         model = data.build(run)
-        model.__class__, model.clean = Given, share
+        model.hparams.clean = share
         study.trained(run, data, model)
         L.seed_everything(seed, verbose=False)
         for what, way, *values in measure(model, data, judge):

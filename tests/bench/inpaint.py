@@ -1,8 +1,8 @@
-"""Does a given half fit the drawn one, without any training for it? The upper or left half of 500
-held-out pictures is kept, the rest is drawn from their captions, in one of two ways: `moving`, as
-`generate` does it, what is given as noisy as the rest; `still`, what is given clean from the
-beginning. And one word of their captions is left out and found from the picture and the other
-two. Appends to inpaint.csv, skips the rows that are there.
+"""Does a given half fit the drawn one? The upper or left half of 500 held-out pictures is kept,
+the rest is drawn from their captions, in one of two ways: `still`, what is given stays clean, as
+`generate` does it; `moving`, what is given is as noisy as the rest and moves towards what it is.
+And one word of their captions is left out and found from the picture and the other two. Appends to
+inpaint.csv, skips the rows that are there.
 
     python tests/bench/inpaint.py NAME=CHECKPOINT … [--data-dir FOLDER]
 
@@ -16,9 +16,29 @@ import itertools
 import lightning as L
 import study                    # first: it puts the project on the path
 import torch
+import torch.nn.functional as F
 
+import fudoki
 import sample
 import train
+
+
+class Moving(fudoki.Fudoki):
+    """All of a modality that has free places moves, towards what is given where it is given. For
+    rows without questions that have all the same modality to find."""
+
+    def generate(self, x, free, **options):
+        self.known = x, free
+        yield from super().generate(x, {m: torch.full_like(f, f.any()) for m, f in free.items()},
+                                    **options)
+
+    def predict(self, x_t, noisy, t, guidance=1.):
+        x, free = self.known
+        return {m: l.where(free[m][..., None], 1e4 * F.one_hot(x[m], l.shape[-1]))
+                for m, l in super().predict(x_t, noisy, t, guidance).items()}
+
+
+WAYS = {"moving": Moving, "still": fudoki.Fudoki}
 
 
 def halves(model, image, text, region):
@@ -55,16 +75,16 @@ def main():
     judge = study.judge(data)
     for name, model in study.models(given):
         rows, truth = data.rows(model, *(part[:500] for part in data.held_out))
-        image, noisy = rows["image"], model.noisy
+        image = rows["image"]
         for seed, region, way in itertools.product(range(given.seeds), ("top", "left", "words"),
-                                                   ("moving", "still")):
+                                                   WAYS):
             key = name, region, way, seed
             if key in table:
                 continue
             L.seed_everything(seed, verbose=False)
             x, free = halves(model, image, rows["text"], region)
             x["image"] = image
-            model.noisy = noisy if way == "moving" else lambda x, free: free
+            model.__class__ = WAYS[way]
             *_, end = model.generate(x, free, **sample.GAPS if region == "words" else sample.DRAW)
             table.add(*key, *measure(end, x, free, truth, region, model, judge))
 

@@ -10,6 +10,8 @@ import matplotlib.pyplot as plt  # noqa: E402
 
 FIGURES = tables.ROOT / "figures"
 EXPONENTS = {0.: "uniform, linear"} | {e: f"metric {e:g}" for e in (0.5, 1., 2., 4.)}
+CLOCKS = {", linear": "own time", "": "calibrated clock",
+          ", t^1": "calibrated clock, t uniform (codes)"}
 TOKENS = {"codes": "256 codes", "grey": "grey levels", "shuffled": "grey levels, shuffled metric"}
 
 
@@ -17,7 +19,7 @@ def steps():
     """Captions and Fréchet distance by steps, from sampling.csv."""
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.2))
     lines = [(label, dict(step=step), "-") for step, label in tables.STEPS.items()]
-    lines += [(f"{name} path, race", dict(checkpoint=name), "--") for name in tables.PATHS[1:]]
+    lines += [(f"{name}: race", dict(checkpoint=name), "--") for name in tables.PATHS[1:]]
     for axis, column in zip(axes, ("caption", "frechet")):
         for label, option, style in lines:
             found = [(n, *tables.mean(some, column)) for n in (1, 2, 4, 8, 16, 32)
@@ -61,6 +63,29 @@ def metric():
     figure.savefig(FIGURES / "metric.png", dpi=110)
 
 
+def clocks():
+    """What the clock does to a training, every dot one of them: bits and Fréchet distance of the
+    toy's codes, from paths.csv, and scenes that are true of their caption, from scenes.csv."""
+    figure, axes = plt.subplots(1, 3, figsize=(12, 3.2))
+    panels = [("bits per picture, at most", lambda name: tables.bits(f"codes/{name}")),
+              ("Fréchet distance, 8 steps", lambda name: [
+                  float(row["frechet"]) for row in tables.drawn(f"codes/{name}", "8")]),
+              ("scenes as captions say", tables.seen)]
+    for axis, (label, values) in zip(axes, panels):
+        for place, path in enumerate(("metric 1", "uniform", "marginal", "mask")):
+            for k, (clock, how) in enumerate(CLOCKS.items()):
+                dots = values(path + clock)
+                axis.plot([place + 0.2 * (k - 1)] * len(dots), dots, "osD"[k], color=f"C{k}",
+                          label=how if not place else None)
+        axis.set_xticks(range(4), ["metric", "uniform", "marginal", "mask"])
+        axis.set_xlim(-0.5, 3.5)
+        axis.set_ylabel(label)
+    axes[0].legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(FIGURES / "clocks.png", dpi=110)
+
+
 if __name__ == "__main__":
     steps()
     metric()
+    clocks()

@@ -230,8 +230,8 @@ def clean():
                  f"{float(some['drawing', '']['caption']):.3f}, "
                  f"{float(some['drawing', '']['frechet']):.1f}",
                  f"{float(some['reading', '']['caption']):.3f}",
-                 *(f"{mean(half, 'caption')[0]:.3f}, {mean(half, 'frechet')[0]:.1f}"
-                   for half in halves),
+                 *(f"{mean(half, 'caption')[0]:.3f}, {mean(half, 'frechet')[0]:.1f}, "
+                   f"{mean(half, 'seam')[0]:.3f}" for half in halves),
                  " / ".join(f"{float(some['words', way]['caption']):.3f}" for way in GIVEN)]
         found.append(f"| {float(share):.2f}, seed {seed} | {' | '.join(cells)} |"
                      .replace(" 0.", " ."))
@@ -269,6 +269,30 @@ def chosen(name):
     return next(({k: row[k] for k in ("guidance", "temperature")} for row in rows("paths")
                  if row["name"] == name and row["what"] == "drawing" and row["guidance"] != "1.0"),
                 {})
+
+
+def bits(name):
+    """Of every training with this name: the bound along the velocity that bounds best."""
+    found = [row for row in rows("paths") if row["name"] == name and row["what"] == "bits"]
+    return [min(float(row[c]) for c in ("image_bits", "image_bits_ko") if row[c])
+            for row in found]
+
+
+def drawn(name, steps):
+    """The drawings of every training with this name, by its best options."""
+    options = (dict(steps=steps) | chosen(name)).items()
+    return [row for row in rows("paths") if row["name"] == name and row["what"] == "drawing"
+            and all(row[k] == v for k, v in options)]
+
+
+def seen(path):
+    """Scenes that are true of their caption, of every training of 20,000 steps with this path."""
+    path, _, clock = path.partition(", ")
+    path = "metric" if path == "metric 1" else path
+    return [float(row["seen"]) for row in rows("scenes") if (
+        row["what"], row["training_steps"], clock) == ("drawing, mean", "20000", "linear"
+        if "linear" in row["command"] else "")
+        and (re.search(r"--path (\w+)|$", row["command"])[1] or "metric") == path]
 
 
 def metrics(steps="8"):
