@@ -4,6 +4,7 @@ a step launches. (Fake tensors cannot live on mps, which has no float64; none is
 import contextlib
 import functools
 import itertools
+import re
 
 import pytest
 import torch
@@ -211,7 +212,7 @@ def test_a_step_of_the_toy_has_at_most_900_launches():
     counted = launches.of_step()
     assert sum(counted.values()) <= 900 and min(counted.values()) > 0, counted
     readme = (launches.study.ROOT / "README.md").read_text()
-    assert f"about {round(sum(counted.values()), -1)} kernels" in readme
+    assert abs(int(re.search(r"about (\d+) kernels", readme)[1]) - sum(counted.values())) <= 10
 
 
 def test_matrices_that_go_together_go_as_they_would_alone():
