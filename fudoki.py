@@ -374,9 +374,8 @@ class Text:
         elif self.eos is not None:
             row.append(self.eos)
 
-        if not self.shortest <= len(row) <= self.length:
-            raise ValueError(f"'{text[:40]}' has {len(row)} tokens; from {self.shortest} to "
-                             f"{self.length} fit in")
+        if not self.shortest <= (n := len(row)) <= self.length:
+            raise ValueError(f"'{text[:40]}' has {n} tokens; {self.shortest} to {self.length} fit")
         return row
 
     def encode(self, texts):
@@ -635,7 +634,7 @@ class Fudoki(L.LightningModule):
     def __init__(self, tokens, frequency=None, path="metric", path_options=None,
                  clock="calibrated", trunk="blocks", trunk_options=None, pretrained=None,
                  loss="cross_entropy", optimizer="adamw", lr=6e-3, lr_new=3e-3, t_power=1.,
-                 share=None, drop=0.05, clean=0.25, notes=None):
+                 share=None, drop=0.05, clean=0.1, notes=None):
         """tokens {name: arguments of its entry in TOKENS}; frequency {name: (V,)};
         path, clock, trunk, loss, optimizer: entries of PATHS, CLOCKS, TRUNKS, LOSSES, OPTIMIZERS;
         pretrained: a causal language model for `Backbone`, not kept as a hyperparameter;
@@ -776,6 +775,13 @@ class Fudoki(L.LightningModule):
              for m, kind in self.tokens.items()}
         return {m: x_m.clamp(min=0) for m, x_m in x.items()}, {m: x_m < 0 for m, x_m in x.items()}
 
+    def noisy(self, x, free):
+        """Which positions move: the free ones. If training has never shown what is given beside
+        noise (`clean` 0), all that are in a row with free ones, but questions."""
+        return free if self.hparams.clean else {
+            m: f | f.any(1)[:, None] & ~question(x[m].masked_fill(f, -1), self.tokens[m].marks)
+            for m, f in free.items()}
+
     def times(self, t, steps, late=1.):
         """t < … < 1, steps + 1 of them: 1 − t falls as (1 − u)^late with u evenly spaced. Above 1
         the last steps are the shortest, in which places that disagree see each other."""
@@ -784,30 +790,34 @@ class Fudoki(L.LightningModule):
     @torch.no_grad()
     def generate(self, x, free, *, x_t=None, t=0., steps=8, late=1., step="race", velocity=None,
                  guidance=1., temperature=1.):
-        """Fills the free positions of x, the others stay as they are: yields every state from
-        noise to the answer, steps + 1.
+        """Fills the free positions of x: yields every state from noise to the answer, steps + 1.
+
+        What is given stays as it is, unless training has not shown it so (see `noisy`): then it is
+        as noisy as what is free, and moves towards what it is.
 
         x_t, t: the state to begin with and its time; without a state, x with the noise of that
-        time where it is free. late: see `times`; step: an entry of STEPS; velocity: of VELOCITIES,
+        time where it moves. late: see `times`; step: an entry of STEPS; velocity: of VELOCITIES,
         for Euler's steps along it; guidance: see `predict`; temperature: of x₁ ~ p(x₁ | x_t), 0
         takes the likeliest. ValueError: steps < 1.
         """
         if steps < 1:
             raise ValueError(f"steps must be at least 1, not {steps}")
+        noisy = self.noisy(x, free)
         move = functools.partial(euler, velocity=VELOCITIES[velocity]) if velocity else STEPS[step]
 
-        x_t = self.corrupt(x, free, t) if x_t is None else x_t          # 1. x_t, at first noise
+        x_t = self.corrupt(x, noisy, t) if x_t is None else x_t         # 1. x_t, at first noise
         yield x_t
         for t, s in itertools.pairwise(self.times(t, steps, late)):
-            p_1t = self.predict(x_t, free, t, guidance)                 # 2. what will it be?
+            p_1t = self.predict(x_t, noisy, t, guidance)                # 2. what will it be?
             x_t = dict(x_t)
-            for m in (m for m in x if free[m].any()):
+            for m in (m for m in x if noisy[m].any()):
                 if getattr(move, "posterior", False) and s < 1:
-                    x_1 = (p_1t[m].float() / max(temperature, 1e-6)).softmax(-1)
+                    p = (p_1t[m].float() / max(temperature, 1e-6)).softmax(-1)
+                    x_1 = torch.where(free[m][..., None], p, F.one_hot(x[m], p.shape[-1]))
                 else:
-                    x_1 = sample_x_1(p_1t[m], temperature)              # 3. x₁ ~ p_1t
+                    x_1 = sample_x_1(p_1t[m], temperature).where(free[m], x[m])     # 3. x₁ ~ p_1t
 
-                step_m = move if s < 1 else finish                      # 4. a step towards it
-                x_s = step_m(self.paths[m], x_t[m], x_1, t, s)
-                x_t[m] = torch.where(free[m], x_s, x_t[m])
+                # 4. a step towards it
+                x_s = (move if s < 1 else finish)(self.paths[m], x_t[m], x_1, t, s)
+                x_t[m] = torch.where(noisy[m], x_s, x_t[m])
             yield x_t

@@ -38,8 +38,7 @@ from tqdm import tqdm
 from fudoki import STEPS, VELOCITIES, Fudoki, Registry, entry, question
 
 DRAW = dict(steps=4, guidance=2., temperature=0.7)      # options of `generate` for pictures,
-READ = dict(steps=1, temperature=0.)                    # for captions,
-GAPS = dict(steps=8, temperature=0.)                    # for captions of which words are given
+READ = dict(steps=1, temperature=0.)                    # for captions
 WRITE = dict(steps=64, temperature=0.7)                 # and for long texts
 
 
@@ -158,7 +157,7 @@ def complete(model, text):
     a picture: (B, N) long -> (B, N) long."""
     x, free = {"text": text.clamp(min=0).to(model.device)}, {"text": (text < 0).to(model.device)}
     if free["text"].any():
-        *_, x = model.generate(x, free, **GAPS | dict(temperature=1.))
+        *_, x = model.generate(x, free, steps=8)
     return x["text"]
 
 
@@ -171,15 +170,11 @@ def draw(model, texts, best_of=1, **options):
 
 def read(model, image, asked=None, **options):
     """Captions of B pictures, given as tokens (B, I), or what is `asked` about them with the
-    answers: list of B strings -> list of B strings. Beside given words it takes steps."""
+    answers: list of B strings -> list of B strings."""
     kind = model.tokens["text"]
     text = kind.encode(asked) if asked else torch.full((len(image), kind.length), -1)
-    gaps = ((text >= 0) & ~question(text, kind.marks)).any(1) & (text < 0).any(1)
-    for rows, default in ((gaps, GAPS), (~gaps, defaults(model, "read"))):
-        if rows.any():
-            some = dict(text=text[rows], image=image[rows.to(image.device)])
-            text[rows] = fill(model, default | options, **some)["text"].cpu()
-    return kind.decode(text)
+    options = defaults(model, "read") | options
+    return kind.decode(fill(model, options, text=text, image=image)["text"])
 
 
 def write(model, texts, **options):
@@ -366,7 +361,7 @@ def named(registry):
 def add_generation(parser):
     """The options of `generate`, as flags; None where the default depends on what is free."""
     parser.add_argument("--steps", type=number(int, 1),
-                        help="default: 4 to draw, 1 to read, 8 to fill a caption, 64 to write")
+                        help="default: 4 to draw, 1 to read, 64 to write")
     parser.add_argument("--late", type=number(float, 0.01), help="1 − t falls as (1 − u)^late")
     parser.add_argument("--step", **named(STEPS), help="default: race")
     parser.add_argument("--velocity", **named(VELOCITIES), help="Euler's steps along this one")
@@ -470,8 +465,7 @@ def main(argv=None):
     x, free = given_and_free(given, model, n)
     x, free = (take(y, torch.arange(n).repeat_interleave(given.best_of)) for y in (x, free))
 
-    default = (WRITE if writing else GAPS if reading and given.prompt
-               else defaults(model, "read" if reading else "draw"))
+    default = WRITE if writing else defaults(model, "read" if reading else "draw")
     options = default | generation(given) | ({} if len(x) > 1 else dict(guidance=1.))
     states = list(tqdm(model.generate(x, free, t=given.from_t or 0., **options), "steps",
                        options["steps"] + 1, leave=False, delay=2))

@@ -42,7 +42,6 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch.callbacks import TQDMProgressBar, WeightAveraging
 from lightning.pytorch.loggers import CSVLogger
-from PIL import ImageOps
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from torch.utils.data import DataLoader, RandomSampler
 from torchvision.datasets import MNIST
@@ -72,6 +71,7 @@ MODEL = dict(               # what a model is and how it learns: fixed by its ch
     lr_new=(3e-3, (0,), "the same for inputs and heads that are new beside a backbone"),
     t_power=(1., (0.01,), "noise levels of training are t = u^power, u uniform"),
     drop=(0.05, (0, 1), "how often a modality is left out of a batch, for guidance"),
+    clean=(0.1, (0, 1), "share of rows that are given a part of what they have to find"),
     batch=(64, (2,), "rows per step, on every device"),
     ema=(0.999, (0, 1), "decay of the averaged weights"))
 
@@ -333,7 +333,7 @@ class Data:
             if (count > 0).sum() < 2:
                 raise InputError(f"all {m} tokens of {self.origin} are alike: nothing to learn")
 
-        names = "path path_options clock trunk loss optimizer lr lr_new t_power drop".split()
+        names = "path path_options clock trunk loss optimizer lr lr_new t_power drop clean".split()
         sizes = dict(width=run.width, depth=run.depth, heads=run.heads) | run.trunk_options
         options = {name: vars(run)[name] for name in names} | dict(trunk_options=sizes)
         notes = dict(preset=run.preset, data=self.origin, captions=None, asks=False) | notes
@@ -503,8 +503,8 @@ class Folder(Pictures):
         folder, pictures, rows = pathlib.Path(run.data), {}, []
         for file, text in metadata(folder):
             if file not in pictures:
-                picture = ImageOps.fit(open_picture(file), (run.image_size, run.image_size))
-                pictures[file] = zlib.crc32(file.read_bytes()), picture
+                image = middle_square(open_picture(file), run.image_size, 3)
+                pictures[file] = zlib.crc32(file.read_bytes()), image
             rows.append((*pictures[file], re.sub("_{3,}", "__", text)))     # "___" is a blank
 
         # a picture's tenth follows from its checksum, so that copies stay together
@@ -512,9 +512,8 @@ class Folder(Pictures):
         if len(sums) < 20:
             raise InputError(f"{folder} has {len(sums)} different pictures; 20 are needed")
         parts = [], [], []
-        for checksum, picture, text in rows:
+        for checksum, image, text in rows:
             tenth = checksum % 10 if checksum not in sums[:2] else sums.index(checksum)
-            image = middle_square(picture, run.image_size, 3)
             parts[min(tenth, 2)].append((image, text))
         self.test, self.held_out, self.train = (
             (torch.stack([image for image, _ in part]), [text for _, text in part])

@@ -209,7 +209,7 @@ def test_a_gap_in_a_caption_is_a_word():
 
 def test_texts_that_cannot_be():
     for texts, says in ((["abx"], "a part of 'abx' is unknown"),
-                        (["a" * 9], "9 tokens; from 0 to 8 fit"),
+                        (["a" * 9], "9 tokens; 0 to 8 fit"),
                         (["___", "abc"], "have to be equally long")):
         with pytest.raises(ValueError, match=says):
             characters("abc", 8).encode(texts)

@@ -116,7 +116,7 @@ def test_scenes_are_learned_drawn_read_asked_and_changed(tmp_path, monkeypatch, 
                       ("COLOURS", {k: COLOURS[k] for k in ("red", "green")})):
         monkeypatch.setattr(scenes, name, few)
     monkeypatch.setitem(train.DATA, "scenes", scenes.Scenes)
-    assert train.main(["--preset", "scenes", *"""--steps 160 --val-every 80 --train-images 2000
+    assert train.main(["--preset", "scenes", *"""--steps 120 --val-every 60 --train-images 2000
         --width 32 --heads 2 --depth 1 --test-images 20 --drawings 20 --threads 1""".split()]) == 0
     rows = {row["what"]: row for row in csv.DictReader(open("runs/scenes/report.csv"))}
     assert float(rows["drawing, single"]["seen"]) > 0.3         # nothing else is in 16 patches

@@ -122,7 +122,8 @@ def prepared(name, seed, given):
     path, *more = path.split(", ")
     power = next((word[2:] for word in more if word.startswith("t^")), "2")
     clock = "linear" if "linear" in more else "calibrated"
-    flags = f"{TOKENS[tokens]} {PATHS[path]} --clock {clock} --t-power {power} --seed {seed}"
+    flags = (f"{TOKENS[tokens]} {PATHS[path]} --clock {clock} --t-power {power} --seed {seed} "
+             "--clean 0")
     run, data = study.prepared([*flags.split(), "--ask", "0", "--val-every", "10000",
                                 *study.where(given)])
     if "patch 1" in TOKENS[tokens]:

@@ -118,6 +118,8 @@ def scenes():
         report = {row["what"]: row for row in all_rows if row["command"] == command}
         path = (re.search(r"--path (\w+)|$", command)[1] or "metric")
         path += ", linear" * ("--clock linear" in command)
+        path += re.search(r"--clean 0(\.\d+)|$", command).expand(r", clean \1") \
+            if "--clean 0." in command else ""
 
         def cells(column, *names):
             return " / ".join(f"{float(report[name][column]):.2f}" for name in names)
@@ -143,9 +145,9 @@ def revised():
     for name, wrong, g in dict.fromkeys(key[:3] for key in known):
         cells = [" / ".join(f"{float(row[c]):.2f}" for c in ("true", "kept")) if row else " " * 11
                  for row in (known.get((name, wrong, g, *way)) for way in ways)]
-        found.append(f"{name:12} {wrong:9} g = {float(g):g}  {'  '.join(cells)}"
+        found.append(f"{name:17} {wrong:9} g = {float(g):g}  {'  '.join(cells)}"
                      .replace("nan", "   ").rstrip())
-    return [" " * 31 + "as it is     corrector    t = .3       t = .5       its place", *found]
+    return [" " * 36 + "as it is     corrector    t = .3       t = .5       its place", *found]
 
 
 def trainings():
@@ -222,7 +224,7 @@ def parts():
 def clean():
     """The tutorial's table of trainings in which some rows had a part that was clean."""
     found, all_rows = [], rows("given")
-    for share, steps, seed in dict.fromkeys((r["clean"], r["steps"], r["seed"]) for r in all_rows):
+    for share, steps, seed in sorted({(r["clean"], r["steps"], r["seed"]) for r in all_rows}):
         some = {(r["what"], r["given"]): r for r in all_rows
                 if (r["clean"], r["steps"], r["seed"]) == (share, steps, seed)}
         halves = [[some["top", way], some["left", way]] for way in GIVEN]
@@ -285,14 +287,15 @@ def drawn(name, steps):
             and all(row[k] == v for k, v in options)]
 
 
-def seen(path):
+def seen(name):
     """Scenes that are true of their caption, of every training of 20,000 steps with this path."""
-    path, _, clock = path.partition(", ")
-    path = "metric" if path == "metric 1" else path
-    return [float(row["seen"]) for row in rows("scenes") if (
-        row["what"], row["training_steps"], clock) == ("drawing, mean", "20000", "linear"
-        if "linear" in row["command"] else "")
-        and (re.search(r"--path (\w+)|$", row["command"])[1] or "metric") == path]
+    path = name.partition(", ")[0].replace("metric 1", "metric")
+    wanted = "drawing, mean", "20000", path, "linear" in name
+    return [float(row["seen"]) for row in rows("scenes")
+            if "t^" not in name and "--clean" not in row["command"]
+            and wanted == (row["what"], row["training_steps"],
+                           re.search(r"--path (\w+)|$", row["command"])[1] or "metric",
+                           "linear" in row["command"])]
 
 
 def metrics(steps="8"):

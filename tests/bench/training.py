@@ -71,7 +71,8 @@ def main():
             continue
         flags, change = VARIANTS[name]
         run, data = study.prepared([*flags.split(), *study.where(given), "--seed", str(seed),
-                                    "--steps", str(given.steps), "--val-every", str(given.steps)])
+                                    "--steps", str(given.steps), "--val-every", str(given.steps),
+                                    "--clean", "0"])
         judge = judge or study.judge(data)
         L.seed_everything(seed, verbose=False)
         model = data.build(run)

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from fudoki import Text
-from sample import GAPS, defaults, draw, read
+from sample import defaults, draw, read
 from train import Pictures, tokenizer
 
 SHAPES = "circle square triangle diamond star".split()
@@ -141,7 +141,7 @@ def invent(rng, ability, anywhere):
 class Scenes(Pictures):
     """Invented scenes, with captions that show six abilities, and questions. Drawn with 32 steps,
     most of them late, and without guidance."""
-    preset = dict(patch=8, share=0.7, steps=20_000)
+    preset = dict(patch=8, share=0.7, steps=20_000, clean=0.)
     own = Pictures.own | dict(
         train_images=(60_000, (20,), "scenes to learn"),
         ask=(0.3, (0, 0.99), "share of scenes with a question instead of a caption"),
@@ -163,8 +163,8 @@ class Scenes(Pictures):
         longest = max(len(words.ids(text)) for text in texts)
         self.text = [json, longest + 1, len(words.embedding) - 1]
         self.examples = [text for some in self.prompts(rng, 5).values() for text in some]
-        self.notes = dict(form="square", asks=run.ask > 0, read=GAPS, draw=dict(
-            steps=32, late=2., guidance=1., temperature=1.))
+        self.notes = dict(form="square", asks=run.ask > 0, read=dict(steps=8, temperature=0.),
+                          draw=dict(steps=32, late=2., guidance=1., temperature=1.))
 
     def scenes(self, rng, n, ask):
         """n pictures with a caption that may be seen, or, in the share `ask`, a question."""
