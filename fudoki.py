@@ -706,6 +706,7 @@ class Fudoki(L.LightningModule):
         for m, start, end in zip(x_1, [0, *ends], ends):
             free[m][:start] = free[m][end:] = False
 
+        # the share of a row that is given: 0, but uniform in `clean` of the rows
         known = (1 - torch.rand(B, 1, device=self.device) / self.hparams.clean).relu()
         left = {m: f & (torch.rand(f.shape, device=self.device) >= known) for m, f in free.items()}
         return {m: f.where(~left[m].any(1, keepdim=True), left[m]) for m, f in free.items()}
