@@ -38,21 +38,33 @@ class Registry(dict):
 
     An entry may also be named FILE:NAME: `my:Path` is the class Path of the file my.py, in this
     folder or beside fudoki.py. The file has to mention fudoki: a checkpoint names its path in this
-    way, and opening a checkpoint must not run any other file. KeyError: there is no such entry.
+    way, and opening a checkpoint must not run any other file. LookupError: there is no such entry.
+    ImportError: the file ends with an error of its own.
     """
+    files = set()               # of one's own, that have been run
 
     def __getitem__(self, name):
         entry = self.get(name, name)
-        if isinstance(entry, str):                          # a string is FILE:NAME
-            file, _, what = entry.partition(":")
-            for folder in (pathlib.Path(), pathlib.Path(__file__).parent):
-                source = folder / f"{file}.py"
-                if (re.fullmatch(r"\w+(/\w+)*", file) and source.is_file()
-                        and "fudoki" in source.read_text(encoding="utf-8")):
-                    self[name] = runpy.run_path(str(source))[what]
-                    return self[name]
-            raise KeyError(name)
-        return entry
+        if not isinstance(entry, str):
+            return entry
+
+        file, _, what = entry.partition(":")                # a string is FILE:NAME
+        file = file.removesuffix(".py") + ".py"
+        for source in (pathlib.Path(file), pathlib.Path(__file__).parent / file):
+            if (what and re.fullmatch(r"[\w-]+(/[\w-]+)*\.py", file) and source.is_file()
+                    and b"fudoki" in source.read_bytes()):
+                self.files |= {str(source)} if ":" in name else set()
+                try:
+                    found = runpy.run_path(str(source))
+                except (Exception, SystemExit) as error:
+                    raise ImportError(f"{source} cannot be read") from error
+                if what not in found:
+                    raise LookupError(f"{source} has no {what}")
+                self[name] = found[what]
+                return self[name]
+
+        raise LookupError(f"invalid choice: {name!r} (choose from {', '.join(self)} or FILE:NAME, "
+                          "as my:Path for the Path of my.py, a file here that mentions fudoki)")
 
 
 # ---------------------------------------------------------------------------------------- 1. paths

@@ -24,6 +24,7 @@ import random
 import re
 import shutil
 import sys
+import traceback
 import warnings
 import zipfile
 
@@ -60,13 +61,32 @@ def command(main):
         try:
             main(argv)
             return 0
-        except (InputError, OSError) as error:
-            file = sys.modules[main.__module__].__file__
-            print(f"{pathlib.Path(file).name}: {error}", file=sys.stderr)
-            return 2
         except KeyboardInterrupt:
             return 130
+        except Exception as error:
+            lines, known = own_lines(error), isinstance(error, (InputError, ImportError, OSError))
+            if not lines and not isinstance(error, (InputError, OSError)):
+                raise
+            file = pathlib.Path(sys.modules[main.__module__].__file__).name
+            print(f"{file}: {error if known else 'an error in your file'}\n{lines}".rstrip(),
+                  file=sys.stderr)
+            return 2
     return wrapped
+
+
+def own_lines(error):
+    """The traceback of an error, or of its cause, from the first line in a FILE of a FILE:NAME on;
+    "" if there is none."""
+    while error:
+        frames = traceback.extract_tb(error.__traceback__)
+        places = [i for i, frame in enumerate(frames) if frame.filename in Registry.files
+                  and not isinstance(error, InputError)]        # which says what is wrong
+        if places or getattr(error, "filename", None) in Registry.files:    # of a SyntaxError
+            shown = [frame for frame in frames[min(places, default=len(frames)):]
+                     if not re.search("^<|site-packages", frame.filename)]
+            return "".join(traceback.format_list(shown) + traceback.format_exception_only(error))
+        error = error.__cause__ or error.__context__
+    return ""
 
 
 # ---------------------------------------------------------------------- what one does with a model
@@ -88,6 +108,13 @@ def opened(path):
         raise InputError(f"{path} is damaged: {first_line(error)[:99]}") from error
 
 
+def check_parts(options):
+    """InputError: a path, a clock, a trunk … among these arguments of `Fudoki` and of `generate`
+    does not do what it has to. tests/contract.py says what; without it nothing is checked."""
+    if pathlib.Path(__file__).with_name("tests").is_dir():
+        Registry(check="tests/contract:check")["check"](options)
+
+
 def open_model(path=None):
     """The model of a checkpoint and its path, by default the newest under runs/, ready to sample,
     on the GPU if there is one. InputError: none there, damaged, or of something else."""
@@ -105,8 +132,10 @@ def open_model(path=None):
         model = Fudoki(**options)
         model.load_state_dict(saved["state_dict"])
     except Exception as error:
-        raise InputError(f"{path} is no checkpoint of this version of fudoki, or needs a file "
-                         f"that is not here ({first_line(error)[:99]})") from error
+        made = {k: v for k, v in dict(saved.get("hyper_parameters") or {}).items()
+                if k in ("path", "path_options", "clock", "trunk")}
+        raise InputError(f"{path} is no checkpoint of this version of fudoki, or needs what is "
+                         f"not here any more: {first_line(error)[:200]}; it has {made}") from error
     return model.eval().to("cuda" if torch.cuda.is_available() else "cpu"), path
 
 
@@ -334,10 +363,10 @@ def present(states, free, model, given):
 SEED = 0, 2 ** 32 - 1       # the numbers that seed everything
 
 
-def number(kind, least, most=math.inf):
+def number(kind, least, most=2 ** 31):
     """An argparse type: an int or float from least to most."""
     def parsed(text):
-        if not (least <= kind(text) <= most and kind(text) < math.inf):
+        if not least <= kind(text) <= most:
             raise argparse.ArgumentTypeError(f"{text} has to be from {least} to {most}")
         return kind(text)
     parsed.__name__ = kind.__name__
@@ -346,16 +375,13 @@ def number(kind, least, most=math.inf):
 
 def named(registry):
     """argparse's type and metavar of an entry of a Registry, or of FILE:NAME."""
-    known = ", ".join([*registry, "FILE:NAME"])
-
     def parsed(text):
         try:
             registry[text]
             return text
-        except KeyError as error:
-            raise argparse.ArgumentTypeError(f"invalid choice: {text!r} (choose from {known}, or "
-                                             "NAME of a FILE.py that mentions fudoki)") from error
-    return dict(type=parsed, metavar=f"{{{known}}}")
+        except LookupError as error:
+            raise argparse.ArgumentTypeError(error) from error
+    return dict(type=parsed, metavar=f"{{{', '.join([*registry, 'FILE:NAME'])}}}")
 
 
 def add_generation(parser):
@@ -457,6 +483,7 @@ def main(argv=None):
     given = parse(argv)
     model, path = open_model(given.checkpoint)
     check(given, model)
+    check_parts(dict(model.hparams) | generation(given))
     print(f"{path}, trained on {model.hparams.notes['data']}")
     if given.seed is not None:
         L.seed_everything(given.seed, verbose=False)
@@ -477,4 +504,5 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
+    from sample import main         # the module that files of one's own import as `sample`, too
     sys.exit(main())

@@ -48,9 +48,9 @@ from torchvision.datasets import MNIST
 from torchvision.utils import save_image
 
 from fudoki import CLOCKS, LOSSES, OPTIMIZERS, PATHS, TRUNKS, Fudoki, Patches, Registry, Text
-from sample import (SEED, WRITE, InputError, add_generation, command, defaults, draw, first_line,
-                    generation, middle_square, named, number, open_model, open_picture, opened,
-                    read, take, write)
+from sample import (SEED, WRITE, InputError, add_generation, check_parts, command, defaults, draw,
+                    first_line, generation, middle_square, named, number, open_model, open_picture,
+                    opened, read, take, write)
 
 # -------------------------------------------------------------------------------- 1. settings
 # name: (default, limits or choices, what it is). A kind of data changes defaults and adds its own.
@@ -61,8 +61,8 @@ MODEL = dict(               # what a model is and how it learns: fixed by its ch
     clock=("calibrated", CLOCKS, "how fast the path is travelled"),
     trunk=("blocks", TRUNKS, "of the network"),
     trunk_options=({}, None, "of the trunk, beside width, depth and heads"),
-    width=(96, (4,), "of the trunk"),
-    depth=(4, (1,), "blocks of the trunk"),
+    width=(96, (4, 2 ** 16), "of the trunk"),
+    depth=(4, (1, 2 ** 10), "blocks of the trunk"),
     heads=(3, (1,), "of the trunk's attention"),
     backbone=("", None, "causal language model to start from: a folder, or a name on the hub"),
     loss=("cross_entropy", LOSSES, "of a position"),
@@ -72,7 +72,7 @@ MODEL = dict(               # what a model is and how it learns: fixed by its ch
     t_power=(1., (0.01,), "noise levels of training are t = u^power, u uniform"),
     drop=(0.05, (0, 1), "how often a modality is left out of a batch, for guidance"),
     clean=(0.1, (0, 1), "share of rows that are given a part of what they have to find"),
-    batch=(64, (2,), "rows per step, on every device"),
+    batch=(64, (2, 2 ** 16), "rows per step, on every device"),
     ema=(0.999, (0, 1), "decay of the averaged weights"))
 
 RUN = dict(                 # how a run is done: may change when it is resumed
@@ -86,7 +86,9 @@ RUN = dict(                 # how a run is done: may change when it is resumed
 
 
 def settings_of(kind):
-    """{name: (default, limits, help)} for runs with a kind of data."""
+    """{name: (default, limits, help)} for runs with a kind of data. InputError: it is none."""
+    if not (isinstance(kind, type) and issubclass(kind, Data)):
+        raise InputError(f"{kind} is no kind of data: that is a subclass of train.Data")
     known = (MODEL | RUN | kind.own | kind.anew).items()
     return {name: (kind.preset.get(name, setting[0]), *setting[1:]) for name, setting in known}
 
@@ -114,7 +116,7 @@ def add_flags(parser, known):
             how["type"] = number(type(default), *limits or (-math.inf,))
 
         about += "" if default in ("", {}) else f" (default: {default})"
-        parser.add_argument("--" + name.replace("_", "-"), **how, help=about)
+        parser.add_argument("--" + name.replace("_", "-"), **how, help=about.replace("%", "%%"))
 
 
 def folder_of(preset):
@@ -286,29 +288,6 @@ def load_backbone(run):
     return trunk, tokens.to_str(), eos, F.normalize(model.get_input_embeddings().weight.detach())
 
 
-@torch.no_grad()
-def check_backbone(name, trunk, model, n):
-    """InputError unless a trunk made of a causal language model has the model's own logits when it
-    looks back only, and the last of n tokens changes what it says of all others."""
-    words, head = trunk.vocabulary["text"]
-    few, x = torch.arange(3)[None], torch.arange(n)[None] % len(words.weight)
-    try:
-        back = torch.full((1, 1, 3, 3), torch.finfo(torch.float32).min).triu(1)
-        h = trunk.body(inputs_embeds=words(few), attention_mask=back, position_ids=few,
-                       use_cache=False).last_hidden_state
-        own = model(few).logits
-        if not torch.allclose(head(h), own, rtol=1e-3, atol=1e-3 * own.std().item()):
-            raise ValueError("its logits are not those of its head and its body's states")
-
-        a, b = (trunk(words(x.index_fill(1, torch.tensor(n - 1), i)), None, None, None)
-                for i in (0, 1))        # two sequences that differ in the last token
-        if not (a != b).any(-1).all():
-            raise ValueError("its mask cannot be taken away, what comes later changes nothing")
-    except Exception as error:          # a family may fail in its own way
-        raise InputError(f"the backbone {name} ({model.config.model_type}) cannot be made to look "
-                         f"both ways: {first_line(error)}") from error
-
-
 # -------------------------------------------------------------------------------- 4. kinds of data
 
 class Data:
@@ -335,22 +314,12 @@ class Data:
 
         names = "path path_options clock trunk loss optimizer lr lr_new t_power drop clean".split()
         sizes = dict(width=run.width, depth=run.depth, heads=run.heads) | run.trunk_options
-        options = {name: vars(run)[name] for name in names} | dict(trunk_options=sizes)
         notes = dict(preset=run.preset, data=self.origin, captions=None, asks=False) | notes
 
-        try:
-            model = Fudoki(tokens, frequency, share=share, notes=notes, **options | backbone)
-            list(model.generate(*model.to_fill(1), steps=2))        # are the options possible?
-        except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
-            if ":" in run.path + run.clock + run.trunk:             # one's own: all of the error
-                raise
-            raise InputError(f"--path {run.path} {run.path_options} --trunk {run.trunk} "
-                             f"{run.trunk_options}: {first_line(error)}") from error
-
-        if backbone:
-            check_backbone(run.backbone, model.net.trunk, backbone["pretrained"],
-                           sum(kind.length for kind in model.tokens.values()))
-        return model
+        options = {name: vars(run)[name] for name in names} | dict(
+            tokens=tokens, frequency=frequency, share=share, notes=notes, trunk_options=sizes)
+        check_parts(options | backbone)
+        return Fudoki(**options | backbone)
 
 
 class Pictures(Data):
@@ -358,7 +327,7 @@ class Pictures(Data):
     labels; captions(pictures, labels); text, the arguments of Text; examples, captions to draw;
     notes for sample.py."""
     preset = dict(t_power=3.)
-    own = dict(codes=(256, (2,), "size of the codebook of patches"),
+    own = dict(codes=(256, (2, 2 ** 16), "size of the codebook of patches"),
                patch=(4, (1,), "side of a patch in pixels"),
                share=(0.5, (0.01, 0.99), "of a batch that is drawn, the rest is read"))
 
@@ -495,7 +464,7 @@ class Folder(Pictures):
     """Pictures and captions of a user: a folder with a metadata.csv or metadata.jsonl. A tenth of
     the pictures, with all their captions, is for testing, another for validation."""
     preset = Pictures.preset | dict(batch=32)
-    own = Pictures.own | dict(image_size=(64, (4,), "side in pixels to which they are scaled"))
+    own = Pictures.own | dict(image_size=(64, (4, 4096), "side of the pictures after scaling"))
     anew = dict(data=("", None, "the folder: pictures, and a metadata.csv or metadata.jsonl with "
                       "the columns file_name and text"))
 
@@ -832,6 +801,7 @@ def score(argv):
     run, options = argparse.Namespace(**run), dict(step="race", velocity=None, late=1.)
     options |= (defaults(model, "draw") if "image" in model.tokens else WRITE) | generation(given)
     quietly(run)
+    check_parts(dict(model.hparams) | options)
     report(model, kind(run), run, options, given.csv, training_steps=done, checkpoint=path,
            **options, command=" ".join(["python train.py score", *argv]))
 
@@ -846,6 +816,7 @@ def train(argv):
     if run.resume:
         model, path = open_model(folder / "model.ckpt")
         done = settings(path)[1]
+        check_parts(model.hparams)
     else:
         model = data.build(run)
 

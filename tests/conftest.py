@@ -36,9 +36,10 @@ def pytest_configure(config):
         name = config.getoption(kind)
         try:
             name and entries(kind)[name]
-        except KeyError as error:
-            raise pytest.UsageError(f"--{kind} {name} has to be FILE:NAME: a FILE.py here that "
-                                    "mentions fudoki and has this name") from error
+        except (ImportError, LookupError) as error:
+            import sample
+            raise pytest.UsageError(
+                f"--{kind} {name}: {error}\n{sample.own_lines(error)}") from error
 
 
 def pytest_collection_modifyitems(config, items):

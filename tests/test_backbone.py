@@ -2,6 +2,7 @@
 import math
 import types
 
+import contract
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -113,7 +114,7 @@ def test_the_pretrained_model_is_what_starts(family):
     h = trunk(made.net.input["text"](x), None, torch.zeros_like(x, dtype=torch.bool), None)
     assert_close(made.net.head["text"](h[:, :1]), causal(torch.tensor([[0]])).logits)
     assert_close(made.paths["text"].embedding, words)
-    train.check_backbone("here", trunk, causal, 12)             # the model is still whole
+    contract.check_backbone(trunk, causal, 12)                  # the model is still whole
     free = {"text": torch.zeros_like(x, dtype=torch.bool)}
     out = made.net({"text": x}, free, 0.)["text"]
     free["text"][:] = True                                      # the mark disturbs nothing yet
@@ -134,8 +135,8 @@ def test_what_cannot_be_a_trunk_is_refused_by_name(family, options, says):
     config = AutoConfig.for_model(family, **options)
     causal = AutoModelForCausalLM.from_config(config).eval()
     trunk = fudoki.Backbone(config.to_dict(), 0, pretrained=causal)
-    with pytest.raises(sample.InputError, match=rf"backbone here \({family}\) .*{says}"):
-        train.check_backbone("here", trunk, causal, 12)
+    with pytest.raises(sample.InputError, match=rf"backbone .*\({family}\) .*{says}"):
+        contract.check_backbone(trunk, causal, 12)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])

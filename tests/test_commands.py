@@ -266,7 +266,7 @@ def test_a_failed_run_says_so_and_leaves_the_old_model(when, here, capsys, monke
     if when != "at once":
         monkeypatch.setattr(train.Keep, "on_train_batch_end", lambda *args: None)
     error = complaint(capsys, train.main, "--preset", "smoke", *TINY, "--steps", 40,
-                      "--lr", "1e30", "--val-every", 30)
+                      "--lr", "1e9", "--val-every", 30)
     step = 20 if when == "at once" else 30
     assert f"weights are not finite at step {step}: lower --lr" in error
     assert path.read_bytes() == before and not list(path.parent.glob("*.part"))
@@ -553,13 +553,15 @@ def test_mistakes_in_training(arguments, says, capsys, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("options, says", [
     ("--path-options exponnent=2", "unexpected keyword argument 'exponnent'"),
-    ("--path-options exponent=-2", "'exponent': -2"), ("--path-options exponent=x", "exponent=x"),
-    ("--path-options c=fast", "fast"), ("--trunk-options dept=2", "argument 'dept'"),
-    ("--trunk-options heads=0", "heads"), ("--path uniform --path-options exponent=2", "uniform")])
+    ("--path-options exponent=-2", "metric(embedding, frequency, exponent=-2) ends with"),
+    ("--path-options exponent=x", "metric(embedding, frequency, exponent='x') on the clock"),
+    ("--path-options c=fast", "c='fast'"), ("--trunk-options dept=2", "argument 'dept'"),
+    ("--trunk-options heads=0", "blocks(width=16, depth=1, heads=0) ends with ZeroDivisionError"),
+    ("--path uniform --path-options exponent=2", "uniform(embedding, frequency, exponent=2)")])
 def test_options_that_are_impossible_are_one_line(options, says, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     error = complaint(capsys, train.main, "--preset", "smoke", *TINY, *options.split())
-    assert says.replace("=x", "': 'x'") in error and "--path" in error
+    assert says in error
     assert not list(tmp_path.iterdir())
 
 

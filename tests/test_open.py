@@ -139,10 +139,11 @@ def test_a_path_and_steps_from_a_file_of_ones_own(monkeypatch, tmp_path, capsys)
     for wrong in ("own:None", "other:Slow", "own", "nowhere:Slow"):
         with pytest.raises(SystemExit):
             train.parse(["--path", wrong])
-        assert "choose from metric" in capsys.readouterr().err
+        said = capsys.readouterr().err
+        assert "own.py has no None" in said or "(choose from metric" in said and wrong in said
     (tmp_path / "own.py").unlink()
     PATHS.pop("own:Slow")
-    with pytest.raises(sample.InputError, match="needs a file that is not here .*own:Slow"):
+    with pytest.raises(sample.InputError, match="needs what is not here any more: .*own:Slow"):
         sample.open_model(tmp_path / "model.ckpt")
 
 
@@ -209,3 +210,100 @@ def test_a_step_that_wants_the_posterior(monkeypatch):
     *states, end = model.generate(x, free, steps=4, step="average")
     share = (states[2]["image"] == 12)[:, :8].float().mean().item()
     assert abs(share - 0.5) < 5 * (0.25 / 400) ** 0.5 and end["image"].max() < 12
+
+
+MISTAKES = {
+    "def f(:\n": "SyntaxError", "import nowhere\n": "No module named 'nowhere'",
+    "def f():\n    raise TypeError('mine')\nf()\n": "in f\n    raise TypeError('mine')",
+    "raise ValueError('mine')\n": "ValueError: mine",
+    "raise KeyError('Path')\n": "KeyError: 'Path'",
+    "import sys\nsys.exit()\n": "SystemExit", "{}['x']\n": "KeyError: 'x'",
+    "import argparse\nargparse.ArgumentParser().parse_args(['--x'])\n": "SystemExit: 2",
+    "import train\ntrain.DATA['nothing']\n": "invalid choice: 'nothing'"}
+
+
+@pytest.mark.parametrize("source, says", MISTAKES.items(), ids=range(len(MISTAKES)))
+def test_an_error_while_a_file_is_read_is_the_students_own(source, says, tmp_path, monkeypatch,
+                                                           capsys):
+    """One sentence, and the traceback from the file's first line on."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text("import fudoki\n" + source)
+    for main, flag in ((train.main, "--path"), (train.main, "--preset"), (sample.main, "--step")):
+        assert main([flag, "mine:Own"]) == 2
+        said = capsys.readouterr().err.partition(f"{Path(main.__module__)}.py: ")[2]
+        assert said.startswith('mine.py cannot be read\n  File "mine.py", line ') and says in said
+        assert "runpy" not in said and "in wrapped" not in said
+
+
+@pytest.mark.parametrize("name, says", [
+    ("mine:Paht", "mine.py has no Paht"), ("nowhere:Path", "invalid choice: 'nowhere:Path'"),
+    ("mine.Path", "FILE:NAME, as my:Path for the Path of my.py"), ("mine.py", "FILE:NAME, as my"),
+    ("other:Path", "a file here that mentions fudoki"), ("../mine:Path", "invalid choice"),
+    ("mine", "invalid choice: 'mine' (choose from metric, uniform"), ("mine:", "invalid choice")])
+def test_a_name_that_is_nearly_right_is_answered_by_the_right_form(name, says, tmp_path,
+                                                                   monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text("import fudoki\nPath = fudoki.UniformPath")
+    (tmp_path / "other.py").write_text("Path = 1 / 0")
+    with pytest.raises(SystemExit):
+        train.parse(["--path", name])
+    assert says in capsys.readouterr().err
+
+
+def test_a_file_may_be_named_in_several_ways(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for file in ("mi-ne.py", "sub/mine.py"):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_text("import fudoki\nclass Own(fudoki.UniformPath):\n    pass")
+    for name in ("mi-ne:Own", "sub/mine:Own", "sub/mine.py:Own"):
+        assert train.parse(["--path", name]).path == name
+        assert issubclass(PATHS.pop(name), fudoki.UniformPath)
+
+
+def test_what_has_become_of_ones_own_file_is_said(tmp_path, monkeypatch, capsys):
+    """A checkpoint names the file; it is gone, or has changed, or is broken, or still works."""
+    monkeypatch.chdir(tmp_path)
+    right = ("import fudoki\nclass Own(fudoki.UniformPath):\n"
+             "    def __init__(self, embedding, frequency=None, power=1.):\n"
+             "        super().__init__(embedding, frequency)\n")
+
+    def said(source):
+        PATHS.pop("mine:Own", None)
+        (tmp_path / "mine.py").write_text(source)
+        assert sample.main(["seven", "--checkpoint", "model.ckpt"]) == 2
+        return capsys.readouterr().err
+    (tmp_path / "mine.py").write_text(right)
+    saved(small("mine:Own", path_options={"power": 2.},
+                notes=dict(data="a test", captions=None, asks=False)), tmp_path / "model.ckpt")
+    for source, says in ((right.replace("Own", "Other"), "mine.py has no Own"),
+                         (right.replace("power", "haste"), "argument 'power'"),
+                         (right + "1 / 0\n", "mine.py cannot be read"), ("", "invalid choice")):
+        error = said(source)
+        assert says in error and "model.ckpt" in error and "'path': 'mine:Own'" in error
+    assert 'File "mine.py", line 5' in said(right + "1 / 0\n")
+    PATHS.pop("mine:Own", None)
+    (tmp_path / "mine.py").write_text(right + "    more = 3\n")
+    assert sample.open_model(tmp_path / "model.ckpt")[0].paths["image"].more == 3
+    PATHS.pop("mine:Own")
+
+
+def test_an_error_in_the_middle_of_a_training_is_cut_to_ones_own_lines(tmp_path, monkeypatch):
+    """Also if it comes from below, and not if the file says in one line what is wrong."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(
+        "import fudoki, sample\ndef loss(path, p_1t, x_1, x_t, t):\n"
+        "    if len(x_1) > 2:\n        return p_1t.view(3)\n"
+        "    return fudoki.cross_entropy(path, p_1t, x_1, x_t, t)\n"
+        "def told(*of):\n    raise sample.InputError('mine')\n")
+    try:
+        LOSSES["mine:loss"], LOSSES["mine:told"]
+        x_1 = torch.zeros(3, 4).long()
+        for name, kind in (("mine:loss", RuntimeError), ("mine:told", sample.InputError)):
+            with pytest.raises(kind) as caught:
+                LOSSES[name](None, torch.rand(3, 4, 5), x_1, x_1, 0.5)
+            lines = sample.own_lines(caught.value)
+            assert ('File "mine.py", line 4, in loss' in lines) == (name == "mine:loss")
+            assert "test_open" not in lines
+    finally:
+        for name in ("mine:loss", "mine:told"):
+            LOSSES.pop(name, None)

@@ -122,7 +122,7 @@ def lines_of_code(file):
 
 
 def test_readme_counts_the_lines_of_code_and_is_short_itself():
-    most, counted = {"fudoki": 450, "sample": 330, "train": 620}, {}
+    most, counted = {"fudoki": 460, "sample": 345, "train": 600}, {}
     for name, limit in most.items():
         counted[name] = lines_of_code(ROOT / f"{name}.py")
         assert counted[name] <= limit, name
