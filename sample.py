@@ -64,12 +64,12 @@ def command(main):
         except KeyboardInterrupt:
             return 130
         except Exception as error:
-            lines, known = own_lines(error), isinstance(error, (InputError, ImportError, OSError))
-            if not lines and not isinstance(error, (InputError, OSError)):
+            lines, lost = own_lines(error), "gloo" in str(error)     # another process has ended
+            if not (lines or lost or isinstance(error, (InputError, OSError))):
                 raise
-            file = pathlib.Path(sys.modules[main.__module__].__file__).name
-            print(f"{file}: {error if known else 'an error in your file'}\n{lines}".rstrip(),
-                  file=sys.stderr)
+            known = lost or isinstance(error, (InputError, ImportError, OSError))
+            what = first_line(error) if known else "an error in your file"
+            print(f"{main.__module__}.py: {what}\n{lines}".rstrip(), file=sys.stderr)
             return 2
     return wrapped
 

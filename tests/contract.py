@@ -79,8 +79,10 @@ def some(V, n):
     return torch.linspace(0, V - 1, min(V, n)).round().long()
 
 
-def check_path(name, path, V, what):
-    """`logits` of V tokens of a modality, `what`, of a path that has been made."""
+def check_logits(name, path, V, what):
+    """What a path that has been made says of V tokens of a modality, `what`: numbers, of the right
+    shape, and the same ones whenever and beside whatever it is asked. -> p_t(x | x₁) of some x₁ at
+    all TIMES, (x₁, t, x), and these x₁."""
     if not isinstance(path, fudoki.Path):
         raise InputError(f"{name} makes {described(path)}, which is no fudoki.Path")
     if type(path).logits is fudoki.Path.logits:
@@ -95,8 +97,8 @@ def check_path(name, path, V, what):
     same(call, l, (("tokens", len(x_1)), (f"V, of {what}", states)))
 
     # all pairs of some tokens and all times
-    x_1 = some(V, max(2, 2 ** 20 // (len(TIMES) * states)))
-    x_1, t = x_1.repeat_interleave(len(TIMES)), TIMES.repeat(len(x_1))[:, None]
+    tokens = some(V, max(2, 2 ** 20 // (len(TIMES) * states)))
+    x_1, t = tokens.repeat_interleave(len(TIMES)), TIMES.repeat(len(tokens))[:, None]
     given = x_1.clone(), t.clone()
     l = asked(call, path.logits, x_1, t)
     same(call, l, (("tokens", len(x_1)), (f"V, of {what}", states)))
@@ -117,16 +119,20 @@ def check_path(name, path, V, what):
     for i, row in zip((1, len(x_1) // 2), alone):
         if row.shape != (1, states) or not torch.allclose(row.softmax(-1)[0], p[i], atol=1e-4):
             raise InputError(f"{call} of a token depends on the tokens that stand beside it")
+    return p.view(-1, len(TIMES), states), tokens
 
-    # from noise, which does not know x_1, to x_1, unless another token has the same vector
-    p = p.view(-1, len(TIMES), states)
-    first, kept = p[:, 0], p[:, -1].gather(1, x_1.view(len(p), -1)[:, :1])[:, 0]
-    if (first - first[0]).abs().max() > 1e-3:
+
+def check_path(name, path, V, what):
+    """As `check_logits`; and noise at t = 0 does not know x₁, which is certain at t = 1, unless
+    another token has the same vector."""
+    p, tokens = check_logits(name, path, V, what)
+    off = (p[:, 0] - p[0, 0]).abs().amax(-1)
+    if off.max() > 1e-3:
         raise InputError(f"{name} knows x_1 at t = 0 already: p_0(x | x_1) has to be the same for "
-                         f"every x_1, but for x_1 = {x_1[0].item()} and x_1 = {x_1[-1].item()} of "
-                         f"{what} it differs by {(first - first[0]).abs().max():.2f}")
-    tokens = x_1.view(len(p), -1)[:, 0]
-    e = path.embedding[:V]
+                         f"every x_1, but for x_1 = {tokens[0].item()} and x_1 = "
+                         f"{tokens[off.argmax()].item()} of {what} it differs by {off.max():.2f}")
+
+    kept, e = p[:, -1].gather(1, tokens[:, None])[:, 0], path.embedding[:V]
     single = [not e.shape[1] or (e == e[i]).all(-1).sum() == 1 for i in tokens.tolist()]
     unsure = (kept < 0.999) & torch.tensor(single)
     if unsure.any():

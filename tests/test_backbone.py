@@ -124,6 +124,18 @@ def test_the_pretrained_model_is_what_starts(family):
                                       causal.get_output_embeddings().parameters()))
 
 
+def test_special_tokens_are_neither_added_nor_left_out():
+    from tokenizers import processors
+    made = train.tokenizer(["a", "dot", "red"])
+    other = Tokenizer.from_str(made)
+    other.add_special_tokens(["<s>"])
+    first = other.token_to_id("<s>")
+    other.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", first)])
+    words = fudoki.Text(other.to_str(), 9, window=True)
+    assert words.ids("red dot") == fudoki.Text(made, 9, window=True).ids("red dot")
+    assert "<s>" in words.decode(torch.tensor([[first, *words.ids("red dot")]]))[0]
+
+
 @pytest.mark.parametrize("family, options, says", [
     ("gpt_neo", dict(vocab_size=60, hidden_size=32, num_layers=2, num_heads=4,
                      attention_types=[[["global", "local"], 1]]), "what comes later"),

@@ -1,6 +1,7 @@
 """What a user types: every command works, and every mistake ends in one line and exit code 2."""
 import csv
 import gzip
+import math
 import re
 import resource
 import shlex
@@ -247,7 +248,10 @@ def test_the_real_has_as_many_pictures_as_the_drawing_and_neither_is_measured_on
         here, no_judge, world, monkeypatch):
     """A model that draws exactly the test images: its Fréchet distance is that of the real ones,
     of which the others are as many parts."""
+    asked = []
+
     def copy(model, texts, **options):
+        asked.extend(texts)
         return model.tokens["image"].decode(image[[seen.index(text) for text in texts]])
     run = train.parse(["--preset", "smoke", "--drawings", "200", "--test-images", "400"])
     data, model = world.Rendered(run), sample.open_model("runs/smoke/model.ckpt")[0].cpu()
@@ -257,6 +261,39 @@ def test_the_real_has_as_many_pictures_as_the_drawing_and_neither_is_measured_on
     monkeypatch.setattr(world, "read", lambda model, tokens, asked=None: asked or seen)
     found = {what.split(",")[0]: numbers for what, numbers in data.report(model, run, {})}
     assert 0 < found["ceiling"]["frechet"] and 0 < found["drawing"]["frechet"]
+    assert asked != seen[:200] and len(asked) == 200                # in another order
+    assert all(found[what]["digit"] < 0.5 for what in ("judge", "ceiling", "drawing"))  # by chance
+    assert found["reading"]["caption"] < 0.2                # here they are read in the old order
+
+
+def test_the_digit_is_the_last_word_and_the_real_are_compared_with_the_others(world):
+    assert world.right(["a bold slanted two", "a thin upright two", "one"],
+                       ["a thin slanted two", "a thin upright six", "a one"]) == \
+        dict(digit=2 / 3, caption=0.)
+    near, far = torch.randn(2, 400, 3, generator=torch.Generator().manual_seed(0))
+    far = far + 5
+    parts = world.frechet_of_parts(torch.cat([near, far]), 400)
+    assert math.isclose(parts, world.frechet(near, far), rel_tol=1e-6) and parts > 60
+
+
+def test_samples_per_second_are_those_of_all_ranks(monkeypatch):
+    """Ten steps of eight rows on each of two processes in four seconds."""
+    model, clock = SimpleNamespace(), iter([100., 104.])
+    model.train = model.eval = lambda: model
+    model.to = lambda device: model
+    trainer = SimpleNamespace(fit=lambda *args, **options: None, world_size=2,
+                                    global_step=13, strategy=SimpleNamespace(root_device=0))
+    rows = {"a": torch.zeros(30, 1)}
+    data = SimpleNamespace(tokens=lambda model: (rows, rows))
+    monkeypatch.setattr(train.time, "time", lambda: next(clock))
+    run = SimpleNamespace(seed=0, batch=8, steps=13)
+    assert train.fit(trainer, model, data, run, done=3) == 10 * 8 * 2 / 4
+
+
+def test_a_region_that_is_not_kept_is_all_but_that_one():
+    inside = sample.region("1:0-2:1", 4)
+    assert inside.view(4, 4).nonzero().tolist() == [[1, 0], [1, 1], [2, 0], [2, 1]]
+    assert torch.equal(sample.region("not 1:0-2:1", 4), ~inside)
 
 
 @pytest.mark.parametrize("when", ["at once", "between two checks"])

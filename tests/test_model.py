@@ -266,6 +266,34 @@ def test_every_row_has_one_modality_to_find_by_its_share():
         assert (free["text"].any(1) != free["image"].any(1)).all()
 
 
+def test_a_modality_that_is_alone_is_found_in_all_rows():
+    model = small(share={"image": 0.25, "text": 0.75}, clean=0.)
+    for m in ("image", "text"):
+        assert model.task({m: batch(8)[m]})[m].all()
+
+
+def test_validation_has_the_same_noise_every_time_and_a_tenth_of_the_rows_at_each_level():
+    model, asked, logs = small(), [], []
+    model.log_dict = lambda log, **_: logs.append(log)
+    loss = model.loss
+    model.loss = lambda x, free, t: asked.append((len(x["text"]), t)) or loss(x, free, t)
+    for index in (0, 0, 1):
+        model.validation_step(batch(40), index)
+    assert asked[:10] == [(4, (i + 0.5) / 10) for i in range(10)]
+    first, again, other = (logs[i:i + 20] for i in (0, 20, 40))
+    assert first == again and first != other
+
+
+def test_free_padding_is_visible_and_given_padding_is_not():
+    """What the end of a text will be is not known before; what it is need not be looked at."""
+    model, seen = captions(["a", "dot", "red"], 5), []
+    model.net.trunk.register_forward_pre_hook(lambda module, given: seen.append(given[2]))
+    x = {"text": torch.tensor([[0, 3, 3, 3, 3]])}
+    for free in (True, False):
+        model.net(x, {"text": torch.full((1, 5), free)}, 0.5)
+    assert seen[0].all() and seen[1].tolist() == [[True, True, False, False, False]]
+
+
 def test_some_rows_are_given_a_part_of_what_they_have_to_find():
     """A quarter of them by default, any share of their places; bounds of five standard errors."""
     for clean in (0.25, 1.):

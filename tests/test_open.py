@@ -212,6 +212,21 @@ def test_a_step_that_wants_the_posterior(monkeypatch):
     assert abs(share - 0.5) < 5 * (0.25 / 400) ** 0.5 and end["image"].max() < 12
 
 
+def test_a_process_that_has_lost_another_ends_in_one_line(capsys):
+    """The libraries write a page; what is no mistake of a user's stays a traceback."""
+    def lost(argv):
+        raise RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer\n" * 30)
+
+    def wrong(argv):
+        raise RuntimeError("ours")
+    lost.__module__ = wrong.__module__ = "train"
+    assert sample.command(lost)() == 2
+    assert capsys.readouterr().err == \
+        "train.py: [gloo/transport/tcp/pair.cc:534] Connection closed by peer\n"
+    with pytest.raises(RuntimeError, match="ours"):
+        sample.command(wrong)()
+
+
 MISTAKES = {
     "def f(:\n": "SyntaxError", "import nowhere\n": "No module named 'nowhere'",
     "def f():\n    raise TypeError('mine')\nf()\n": "in f\n    raise TypeError('mine')",

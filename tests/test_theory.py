@@ -4,13 +4,14 @@ Frequencies are compared with probabilities within five standard deviations of t
 import functools
 import itertools
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch.testing import assert_close
 
 import fudoki
-from bound import bound, time_reversal
+from bound import bound, of_rows, time_reversal
 from fudoki import CLOCKS, PATHS, STEPS, VELOCITIES, corrupt, kinetic_optimal, race
 
 V, N = 6, 20_000
@@ -257,6 +258,16 @@ def test_probabilities_that_are_none_are_an_error(bad):
         fudoki.sample_x_1(torch.tensor([[0.5, bad]]), 1.)
 
 
+@pytest.mark.parametrize("T", [0.5, 1., 2.])
+def test_temperature_is_the_power_of_what_is_drawn(T):
+    """p(x₁ | x_t)^(1/T), up to its sum: shares within five standard errors."""
+    p, n = torch.tensor([0.5, 0.3, 0.2]), 40_000
+    torch.manual_seed(0)
+    found = torch.bincount(fudoki.sample_x_1(p.log().expand(n, 3), T), minlength=3) / n
+    should = p ** (1 / T) / (p ** (1 / T)).sum()
+    assert ((found - should).abs() < 5 * (should * (1 - should) / n).sqrt()).all()
+
+
 def test_categorical_is_exact_and_never_draws_the_impossible():
     weights = torch.tensor([0., 3., 0., 1e-3, 1., 0.])
     x = fudoki.categorical(weights.expand(N, -1))
@@ -482,6 +493,23 @@ def test_the_bound_of_the_mask_path_is_its_weighted_cross_entropy(velocity):
     ce = (x_t == V) * -fudoki.entry(l.log_softmax(-1), x_1)[..., 0]
     assert_close(rate, ce / 0.7)
     assert_close(rest, ce)
+
+
+def test_the_bound_of_rows_is_summed_over_time_and_over_what_is_free():
+    """A model that knows nothing pays log V for every free token, wherever the process stops; what
+    is given costs nothing, whatever the model says of it."""
+    x, free = torch.randint(V, (400, 6)), torch.arange(6).expand(400, 6) < 4
+    for name, says, cost in (("mask", lambda here: 0. * here, 4 * math.log(V)),
+                             ("uniform", lambda here: torch.where(free[..., None], 50., -50.)
+                              * here, 0.)):
+        path = make(name, clock="linear")
+        model = SimpleNamespace(
+            paths={"a": path}, net=lambda *of: {"a": says(path.one_hot(x)[..., :V].float())},
+            corrupt=lambda x, free, t: {
+                "a": torch.where(free["a"], corrupt(path, x["a"], t), x["a"])})
+        found = of_rows(model, {"a": x}, {"a": free}, 8)
+        assert found.shape == (8, 400)
+        assert ((found.mean(1) - cost).abs() < 5 * found.std(1) / 400 ** 0.5 + 1e-3).all()
 
 
 @pytest.mark.parametrize("velocity", [kinetic_optimal, time_reversal, fudoki.corrector])

@@ -280,6 +280,13 @@ def bits(name):
             for row in found]
 
 
+def levels():
+    """The tutorial's table of bits by clock and by how often noise levels are trained."""
+    return [f"| {path} | " + " | ".join(
+        ", ".join(f"{b:.0f}" for b in bits(f"codes/{path}{how}"))
+        for how in (", linear", "", ", t^1")) + " |" for path in ("uniform", "marginal", "mask")]
+
+
 def drawn(name, steps):
     """The drawings of every training with this name, by its best options."""
     options = (dict(steps=steps) | chosen(name)).items()
@@ -301,8 +308,8 @@ def seen(name):
 def metrics(steps="8"):
     """README's table of paths and kinds of tokens, from paths.csv."""
     found, kinds = [], ("uniform, linear", "uniform", "uniform, t^1", "marginal, linear",
-                        "marginal", "metric 0.5", "metric 1", "metric 2", "metric 4", "student",
-                        "mask, linear", "mask")
+                        "marginal", "marginal, t^1", "metric 0.5", "metric 1", "metric 2",
+                        "metric 4", "student", "mask, linear", "mask", "mask, t^1")
     for name in (f"{tokens}/{path}" for tokens in ("codes", "tenth", "fine", "grey", "shuffled")
                  for path in kinds):
         if not worth(name, steps="32"):
@@ -404,6 +411,7 @@ def characters():
 if __name__ == "__main__":
     print("\n".join([*reports("smoke"), *reports("toy"), "", *scenes(), "", *trainings(), "",
                      *paths(), "", *options(), "", *parts(), "", *clean(), "", *repairs(), "",
-                     *metrics(), "", *more_steps(), "", *tempered(), "", *oracle(), "",
+                     *metrics(), "", *levels(), "", *more_steps(), "", *tempered(), "",
+                     *oracle(), "",
                      *speed(), "", *noises(), "", *corpora(), "", *written(), "",
                      *sight(), "", *characters()]))

@@ -6,10 +6,12 @@ right. It runs over what fudoki.py has, or over yours, and says in words what is
 """
 import math
 
+import contract
 import pytest
 import torch
 
 import fudoki
+import sample
 
 V, N = 6, 20_000
 PLACES = torch.tensor([[0., 0.], [1., 0.], [0., 1.], [1.2, 1.], [2., 0.3], [3., 3.]])
@@ -22,7 +24,15 @@ def wrong(message):
 
 
 def made(name, clock="linear"):
-    return fudoki.PATHS[name](PLACES, FREQUENCY).on(clock)
+    path, said = fudoki.PATHS[name](PLACES, FREQUENCY), ""
+    try:
+        if ":" in name:
+            contract.check_logits(name, path, V, "this suite")
+    except sample.InputError as error:
+        said = str(error)
+    if said:
+        wrong(said)
+    return path.on(clock)
 
 
 def p(path, x_1, t):
