@@ -88,7 +88,7 @@ RUN = dict(                 # how a run is done: may change when it is resumed
 def settings_of(kind):
     """{name: (default, limits, help)} for runs with a kind of data. InputError: it is none."""
     if not (isinstance(kind, type) and issubclass(kind, Data)):
-        raise InputError(f"{kind} is no kind of data: that is a subclass of train.Data")
+        raise InputError(f"{kind} is no kind of data: it has to be a subclass of train.Data")
     known = (MODEL | RUN | kind.own | kind.anew).items()
     return {name: (kind.preset.get(name, setting[0]), *setting[1:]) for name, setting in known}
 

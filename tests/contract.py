@@ -88,8 +88,9 @@ def check_logits(name, path, V, what):
     if type(path).logits is fudoki.Path.logits:
         raise InputError(f"{name} has no method {METHODS['path']}")
     if not torch.is_tensor(path.embedding) or len(path.embedding) < V:
-        raise InputError(f"{name} has {len(path.embedding)} rows in its buffer `embedding`, but "
-                         f"there are {V} tokens of {what}; that name is fudoki.Path's")
+        has = len(path.embedding) if torch.is_tensor(path.embedding) else "no"
+        raise InputError(f"{name} has {has} rows in its buffer `embedding`, but there are {V} "
+                         f"tokens of {what}; that name is fudoki.Path's")
 
     states, call = len(path.embedding), f"{name}.logits"
     x_1 = some(V, 4)

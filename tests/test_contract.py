@@ -136,6 +136,9 @@ def test_what_is_right_passes(asks, kind, source):
                   self.register_buffer("embedding", torch.zeros(2, 2))
               def logits(self, x_1, t):
                   return {LOG}"""), "2 rows in its buffer `embedding`, but there are 5 tokens"),
+    (path("def __init__(self, embedding, frequency=None):\n    super().__init__(embedding)\n"
+          "    self.embedding = None\ndef logits(self, x_1, t):\n    return x_1"),
+     "has no rows in its buffer `embedding`"),
     (path(f"def logits(self, x_1):\n    t = 0.5\n    return {LOG}"),
      "my:Own.logits ends with TypeError: .* takes 2 positional arguments but 3"),
     ("Own = fudoki.UniformPath(torch.zeros(5, 0))", "is an object, UniformPath .*; a path is a"),
