@@ -565,12 +565,15 @@ class Backbone(nn.Module):
         self.body, self.bos, self.shift = model.base_model, bos, shift
         self.words = model.get_input_embeddings()
         self.width = self.words.embedding_dim
+        self.place = nn.Parameter(torch.zeros(self.width, self.width))  # a text starts as it was
         self.vocabulary = {"text": nn.ModuleList([self.words, model.get_output_embeddings()])}
 
     def forward(self, h, places, visible, t):
-        """As of `Blocks`; a token's place is the number of visible tokens before it."""
+        """As of `Blocks`. The model's own position of a token is the number of visible tokens
+        before it; its two coordinates are added to its vector, by a linear map of their waves."""
         if visible is None:
             visible = torch.ones_like(h[..., 0], dtype=torch.bool)
+        h = h + torch.cat(rotary(places, self.width), -1) @ self.place
         bos = self.words(torch.full((len(h), 1), self.bos, device=h.device))
         h, visible = torch.cat([bos, h], 1), F.pad(visible, (1, 0), value=True)     # (B, 1+N, …)
 
@@ -645,15 +648,14 @@ class Fudoki(L.LightningModule):
 
     def __init__(self, tokens, frequency=None, path="metric", path_options=None,
                  clock="calibrated", trunk="blocks", trunk_options=None, pretrained=None,
-                 loss="cross_entropy", optimizer="adamw", lr=6e-3, lr_new=3e-3, t_power=1.,
+                 loss="cross_entropy", optimizer="adamw", lr=6e-3, t_power=1.,
                  share=None, drop=0.05, clean=0.1, notes=None):
         """tokens {name: arguments of its entry in TOKENS}; frequency {name: (V,)};
         path, clock, trunk, loss, optimizer: entries of PATHS, CLOCKS, TRUNKS, LOSSES, OPTIMIZERS;
         pretrained: a causal language model for `Backbone`, not kept as a hyperparameter;
-        lr: the peak; lr_new: the same for inputs and heads beside a pretrained model;
-        t_power: see `loss`; share {name: weight}: how many rows of a batch have this modality to
-        find, by default equally many; drop: how often a modality is left out of a batch; clean:
-        share of the rows that are given a part of what they have to find;
+        lr: the peak; t_power: see `loss`; share {name: weight}: how many rows of a batch have this
+        modality to find, by default equally many; drop: how often a modality is left out of a
+        batch; clean: share of the rows that are given a part of what they have to find;
         notes: a dictionary for those who open the checkpoint."""
         super().__init__()
         self.save_hyperparameters(ignore="pretrained", logger=False)
@@ -748,20 +750,16 @@ class Fudoki(L.LightningModule):
 
     def configure_optimizers(self):
         """Lightning's hook: the learning rate rises over the first 5 % of the steps, then falls as
-        a cosine to 0. The matrices of a trunk from scratch are a group of their own, for Muon, and
-        so is what is new beside a pretrained model."""
-        steps, net, lr = self.trainer.estimated_stepping_batches, self.net, self.hparams.lr
+        a cosine to 0. The trunk's matrices, but not its tables, are a group apart, for Muon."""
+        steps, trunk = self.trainer.estimated_stepping_batches, self.net.trunk
 
         def rate(step):
             return min((step + 1) / (0.05 * steps), (1 + math.cos(math.pi * step / steps)) / 2)
 
-        words = {p for pair in net.trunk.vocabulary.values() for p in pair.parameters()}
-        new = {*net.input.parameters(), *net.head.parameters()} - words if words else set()
-        matrices = set() if words else {p for p in net.trunk.parameters() if p.ndim == 2}
-        rest = {*self.parameters()} - new - matrices
-        groups = [{"params": [p for p in self.parameters() if p in part], "lr": peak,
-                   "matrices": part is matrices}
-                  for part, peak in ((rest, lr), (matrices, lr), (new, self.hparams.lr_new))]
+        tables = {m.weight for m in trunk.modules() if isinstance(m, nn.Embedding)}
+        matrices = {p for p in trunk.parameters() if p.ndim == 2} - tables
+        groups = [{"params": [p for p in self.parameters() if (p in matrices) == which],
+                   "lr": self.hparams.lr, "matrices": which} for which in (False, True)]
 
         optimizer = OPTIMIZERS[self.hparams.optimizer](
             groups, betas=(0.9, 0.98), weight_decay=0.01)

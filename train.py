@@ -68,7 +68,6 @@ MODEL = dict(               # what a model is and how it learns: fixed by its ch
     loss=("cross_entropy", LOSSES, "of a position"),
     optimizer=("muon", OPTIMIZERS, "of the training"),
     lr=(6e-3, (0,), "peak learning rate"),
-    lr_new=(3e-3, (0,), "the same for inputs and heads that are new beside a backbone"),
     t_power=(1., (0.01,), "noise levels of training are t = u^power, u uniform"),
     drop=(0.05, (0, 1), "how often a modality is left out of a batch, for guidance"),
     clean=(0.1, (0, 1), "share of rows that are given a part of what they have to find"),
@@ -89,6 +88,8 @@ def settings_of(kind):
     """{name: (default, limits, help)} for runs with a kind of data. InputError: it is none."""
     if not (isinstance(kind, type) and issubclass(kind, Data)):
         raise InputError(f"{kind} is no kind of data: it has to be a subclass of train.Data")
+    if missing := {"build", "tokens", "sample", "report"} - {*dir(kind)}:
+        raise InputError(f"{kind} is no kind of data: it has no {', '.join(sorted(missing))}")
     known = (MODEL | RUN | kind.own | kind.anew).items()
     return {name: (kind.preset.get(name, setting[0]), *setting[1:]) for name, setting in known}
 
@@ -304,6 +305,7 @@ class Data:
     prompt: what to ask of sample.py first.
     """
     preset, own, anew = {}, {}, {}
+    origin, prompt = "data of your own", "___"
 
     def make(self, run, tokens, frequency, share=None, notes=None, **backbone):
         """A new model with the settings of a run. InputError: the data have one kind of token
@@ -312,7 +314,7 @@ class Data:
             if (count > 0).sum() < 2:
                 raise InputError(f"all {m} tokens of {self.origin} are alike: nothing to learn")
 
-        names = "path path_options clock trunk loss optimizer lr lr_new t_power drop clean".split()
+        names = "path path_options clock trunk loss optimizer lr t_power drop clean".split()
         sizes = dict(width=run.width, depth=run.depth, heads=run.heads) | run.trunk_options
         notes = dict(preset=run.preset, data=self.origin, captions=None, asks=False) | notes
 
@@ -533,9 +535,8 @@ class Corpus(Data):
             {}, tokenizer([self.train, self.test], characters=True), None, None)
         text = [made, run.length, None, True, embedding]
         words = Text(*text)
-        ids = self.stream(words, self.train, eos)
-        frequency = {"text": torch.bincount(ids, minlength=len(words.embedding))}
-        return self.make(run, {"text": text}, frequency, notes=dict(eos=eos), **backbone)
+        count = torch.bincount(self.stream(words, self.train, eos), minlength=len(words.embedding))
+        return self.make(run, {"text": text}, {"text": count}, notes=dict(eos=eos), **backbone)
 
     def stream(self, words, text, eos):
         """A long text as tokens (N,); a backbone's closing token stands between its documents."""
@@ -565,17 +566,18 @@ class Corpus(Data):
             yield f"held-out cross-entropy at t = {t:.2f}", dict(value=sum(losses) / len(losses))
 
 
-BACKBONE = dict(backbone="HuggingFaceTB/SmolLM2-135M", lr=3e-4, batch=16, steps=5000)
+BACKBONE = dict(backbone="HuggingFaceTB/SmolLM2-135M")
 
 
 class AdaptedDigits(Digits):
-    """Digits, drawn and read by what was a causal language model."""
-    preset = Digits.preset | BACKBONE
+    """Digits, drawn and read by what was a causal language model. Its matrices are much larger
+    than those of a new trunk, and so is the learning rate."""
+    preset = Digits.preset | BACKBONE | dict(lr=2e-2)
 
 
 class AdaptedCorpus(Corpus):
     """A text, written by what was a causal language model."""
-    preset = Corpus.preset | BACKBONE | dict(length=256)
+    preset = Corpus.preset | BACKBONE | dict(optimizer="adamw", lr=3e-4, batch=16, steps=5000)
 
 
 # exercise: a kind of data of your own is a class like these

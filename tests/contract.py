@@ -241,7 +241,8 @@ def check_backbone(trunk, model, n):
         if not torch.allclose(head(h), own, rtol=1e-3, atol=1e-3 * own.std().item()):
             raise ValueError("its logits are not those of its head and its body's states")
 
-        a, b = (trunk(words(x.index_fill(1, torch.tensor(n - 1), i)), None, None, None)
+        places = torch.zeros(n, 2)
+        a, b = (trunk(words(x.index_fill(1, torch.tensor(n - 1), i)), places, None, None)
                 for i in (0, 1))        # two sequences that differ in the last token
         if not (a != b).any(-1).all():
             raise ValueError("its mask cannot be taken away, what comes later changes nothing")

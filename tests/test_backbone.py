@@ -87,14 +87,14 @@ def test_token_i_is_predicted_from_the_state_of_the_one_before(family):
         seen_by.append(options)
         return types.SimpleNamespace(last_hidden_state=inputs_embeds)
     trunk.body.forward = body
-    h = torch.randn(2, 5, 32)
+    h, places = torch.randn(2, 5, 32), torch.zeros(5, 2)
     seen = torch.tensor([[True] * 5, [True, True, False, True, True]])
-    out = trunk(h, None, seen, None)
+    out = trunk(h, places, seen, None)
     assert_close(out[:, 1:], h[:, :-1])
     assert_close(out[:, 0], trunk.words(torch.tensor([0, 0])))
     assert seen_by[0]["position_ids"].tolist() == [[0, 1, 2, 3, 4, 5], [0, 1, 2, 2, 3, 4]]
     trunk.shift = False
-    assert_close(trunk(h, None, seen, None), h)
+    assert_close(trunk(h, places, seen, None), h)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -111,7 +111,8 @@ def test_the_pretrained_model_is_what_starts(family):
                          pretrained=causal, trunk="backbone",
                          trunk_options=dict(config=config.to_dict(), bos=0)).eval()
     x, trunk = torch.tensor([[7, 20, 3]]), made.net.trunk
-    h = trunk(made.net.input["text"](x), None, torch.zeros_like(x, dtype=torch.bool), None)
+    places, hidden = torch.ones(3, 2), torch.zeros_like(x, dtype=torch.bool)
+    h = trunk(made.net.input["text"](x), places, hidden, None)
     assert_close(made.net.head["text"](h[:, :1]), causal(torch.tensor([[0]])).logits)
     assert_close(made.paths["text"].embedding, words)
     contract.check_backbone(trunk, causal, 12)                  # the model is still whole
@@ -164,18 +165,32 @@ def test_a_checkpoint_needs_nothing_else(family, tmp_path):
         assert_close(a, b)
 
 
-def test_what_is_new_beside_a_backbone_has_its_own_learning_rate():
-    made = model(lr=1e-4, lr_new=1e-2)
+@pytest.mark.parametrize("trunk", ["blocks", "llama", "gpt2"])
+def test_one_learning_rate_and_the_trunks_matrices_apart_from_its_tables(trunk):
+    made = model(trunk, lr=1e-4) if trunk in FAMILIES else fudoki.Fudoki(
+        {"image": [torch.rand(12, 4), 2, 6]}, lr=1e-4,
+        trunk_options=dict(width=16, depth=1, heads=1))
     made.trainer = types.SimpleNamespace(estimated_stepping_batches=1)
-    (optimizer,), _ = made.configure_optimizers()
-    peak = {p: group["initial_lr"] for group in optimizer.param_groups for p in group["params"]}
-    assert {name.split(".")[1]: peak[p] for name, p in made.named_parameters()} == {
-        "trunk": 1e-4, "input": 1e-2, "head": 1e-2, "modality": 1e-4, "free": 1e-4}
-    alone = fudoki.Fudoki({"image": [torch.rand(12, 4), 2, 6]}, lr=1e-4, lr_new=1e-2,
-                          trunk_options=dict(width=16, depth=1, heads=1))
-    alone.trainer = made.trainer
-    groups = alone.configure_optimizers()[0][0].param_groups
-    assert {group["initial_lr"] for group in groups if group["params"]} == {1e-4}
+    groups = made.configure_optimizers()[0][0].param_groups
+    assert {group["initial_lr"] for group in groups} == {1e-4}
+    names = {name: p for name, p in made.named_parameters()}
+    assert sum(len(group["params"]) for group in groups) == len(names)
+    matrices, = [{*group["params"]} for group in groups if group["matrices"]]
+    expected = {name for name, p in names.items() if ".trunk." in name and p.ndim == 2
+                and not any(table in name for table in ("words", "embed_tokens", "wte", "wpe"))}
+    assert {name for name, p in names.items() if p in matrices} == expected and expected
+
+
+@pytest.mark.parametrize("what", ["row", "column"])
+def test_a_backbone_learns_where_a_patch_is(what):
+    """At first only its number counts; what the training adds knows its row and its column."""
+    trunk, h = model().net.trunk, torch.randn(1, 9, 32)
+    places = torch.stack([torch.arange(9) // 3, torch.arange(9) % 3], -1)
+    other = places.clone()
+    other[4, "row column".split().index(what)] += 1
+    assert_close(trunk(h, places, None, None), trunk(h, other, None, None))
+    torch.nn.init.normal_(trunk.place)
+    assert (trunk(h, places, None, None) - trunk(h, other, None, None)).abs().max() > 1e-3
 
 
 def test_bfloat16_works_with_a_mask():

@@ -296,6 +296,14 @@ def test_a_region_that_is_not_kept_is_all_but_that_one():
     assert torch.equal(sample.region("not 1:0-2:1", 4), ~inside)
 
 
+@pytest.mark.parametrize("side", [6, 7])
+def test_top_and_left_are_halves_without_the_middle_and_bottom_and_right_mirror_them(side):
+    half = sample.region("top", side).view(side, side)
+    assert half[:side // 2].all() and not half[side // 2:].any()
+    for name, seen in (("bottom", half.flip(0)), ("left", half.T), ("right", half.flip(0).T)):
+        assert torch.equal(sample.region(name, side).view(side, side), seen), name
+
+
 @pytest.mark.parametrize("when", ["at once", "between two checks"])
 def test_a_failed_run_says_so_and_leaves_the_old_model(when, here, capsys, monkeypatch):
     path = Path("runs/smoke/model.ckpt")

@@ -483,6 +483,15 @@ def test_a_folder_is_resumed_with_its_own_settings_and_pictures_that_were_added(
     assert "--image-size 32 contradicts runs/folder/model.ckpt, which has 16" in error
 
 
+def test_validation_has_the_pictures_that_are_held_out(here):
+    folder(n=60)
+    data = train.Folder(train.parse("--data mine --image-size 16 --codes 16 --patch 8".split()))
+    model = data.build(train.parse("--data mine --image-size 16 --codes 16 --patch 8".split()))
+    for rows, (pictures, texts) in zip(data.tokens(model), (data.train, data.held_out)):
+        assert torch.equal(rows["image"], model.tokens["image"].encode(pictures))
+        assert model.tokens["text"].decode(rows["text"]) == texts
+
+
 def test_whatever_a_decoder_raises_the_picture_is_named(here):
     path, _ = folder(n=3)
     (path / "1.png").write_bytes((path / "1.png").read_bytes()[:90])
@@ -504,6 +513,7 @@ def test_pictures_are_cropped_to_the_middle_and_turned(here):
     for i in range(20):
         wide[0, 0] = i                                                  # no two alike
         Image.fromarray(wide if i else wide.transpose(1, 0, 2)).save(path / f"{i}.png", exif=exif)
+    assert sample.open_picture(path / "1.png").size == (20, 60)
     write(path, [(f"{i}.png", f"number {i}") for i in range(20)])
     data = train.Folder(train.parse(["--data", "two", "--image-size", "16"]))
     images = torch.cat([part[0] for part in (data.train, data.held_out, data.test)])

@@ -123,3 +123,24 @@ def wrong(capsys, *arguments):
     except SystemExit as end:
         assert end.code == 2
     return capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("lines, says", [
+    ("def Mine(run):\n    pass", "has to be a subclass of train.Data"),
+    ("class Mine:\n    pass", "has to be a subclass of train.Data"),
+    ("class Mine(train.Data):\n    def sample(self, model, path):\n        pass",
+     "it has no build, report, tokens"),
+    ("class Mine(train.Digits):\n    own = train.Digits.own | dict(patch=(5, (1,), 'pixels'))",
+     "--patch 5 does not divide the pictures' side, 28")])
+def test_what_is_no_kind_of_data_is_told_what_is_missing(lines, says, tmp_path, monkeypatch,
+                                                         capsys):
+    (tmp_path / "mine.py").write_text("import fudoki\nimport train\n\n" + lines)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(train.Digits, "load", lambda *_: world_of_noise())
+    assert says in wrong(capsys, "--preset", "mine:Mine")
+    train.DATA.pop("mine:Mine")
+
+
+def world_of_noise():
+    """Pictures and digits for training and for testing."""
+    return [(torch.rand(40, 1, 28, 28), torch.arange(40) % 10)] * 2

@@ -518,6 +518,14 @@ def test_reading_hears_given_words():
     assert all(right) and answers[200] == "red square one"
 
 
+def test_late_times_have_the_shortest_steps_at_the_end():
+    """1 − t falls as (1 − u)^late: from t = .2 in 4 steps by .8 times 1, 9/16, 4/16, 1/16, 0."""
+    made = fudoki.Fudoki({"image": [torch.rand(12, 4), 2, 6]},
+                         trunk_options=dict(width=16, depth=1, heads=1))
+    assert made.times(0., 4) == [0., 0.25, 0.5, 0.75, 1.]
+    assert made.times(0.2, 4, 2.) == pytest.approx([0.2, 0.55, 0.8, 0.95, 1.])
+
+
 def test_steps_below_one_are_refused():
     model, x = small(), batch()
     with pytest.raises(ValueError, match="steps must be at least 1"):

@@ -1,5 +1,6 @@
 """What coursework opens, done from outside of fudoki.py: each is one place, or two."""
 import math
+import os
 import random
 from pathlib import Path
 
@@ -51,6 +52,22 @@ def test_a_checkpoint_opens_as_it_was_or_is_refused_in_one_line(tmp_path):
                     "hyper_parameters": dict(model.hparams) | {name: options}}, path)
         with pytest.raises(sample.InputError, match="is no checkpoint"):
             sample.open_model(path)
+
+
+def test_the_newest_checkpoint_is_opened_and_its_own_options_are_the_defaults(tmp_path,
+                                                                              monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for day, (folder, notes) in enumerate({"b": None, "c": dict(draw=dict(steps=3)),
+                                           "a": dict(read=dict(steps=2))}.items()):
+        path = tmp_path / "runs" / folder / "model.ckpt"
+        path.parent.mkdir(parents=True)
+        saved(small(notes=notes), path)
+        os.utime(path, (day, day))
+    model, path = sample.open_model()
+    assert path.parent.name == "a" and sample.defaults(model, "read")["steps"] == 2
+    assert sample.defaults(model, "draw") == sample.DRAW
+    model, _ = sample.open_model("runs/c/model.ckpt")
+    assert sample.defaults(model, "draw") == sample.DRAW | dict(steps=3)
 
 
 class Blend(fudoki.Path):
@@ -193,6 +210,7 @@ def test_a_step_that_wants_the_posterior(monkeypatch):
 
     def surest(path, x_t, p_1t, t, s):
         shapes.append(p_1t.shape)
+        assert torch.equal(p_1t[:, 8], path.one_hot(x["image"][:, 8])[:, :12].float())  # is given
         mask, (sure, x_1) = len(path.embedding) - 1, p_1t.max(-1)
         sure = sure.masked_fill(x_t != mask, -1.)
         order = sure.argsort(1, descending=True).argsort(1)

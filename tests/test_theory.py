@@ -168,6 +168,40 @@ def test_the_clocks_of_mixtures_are_known():
         assert_close(clock, (right - 1 / V) / (1 - 1 / V), atol=2e-3, rtol=0)
 
 
+def test_the_clock_asks_for_tokens_that_occur_as_often_as_they_do():
+    """Of the first token there is none, the others are one in four, and three."""
+    asked = []
+
+    class Path(fudoki.UniformPath):
+        def logits(self, x_1, t):
+            asked.append(x_1)
+            return super().logits(x_1, t)
+
+    Path(torch.zeros(4, 0), torch.tensor([0, 100, 300, 0])).on("calibrated")
+    share = torch.bincount(torch.cat(asked), minlength=4) / len(torch.cat(asked))
+    assert share.tolist() == [0., 0.25, 0.75, 0.]
+
+
+def test_a_path_that_waits_at_first_has_a_clock_from_0_to_1():
+    class Late(fudoki.UniformPath):
+        def logits(self, x_1, t):
+            return super().logits(x_1, (t - 0.3).clamp(min=0) / 0.7)
+
+    clock = Late(torch.zeros(4, 0)).on("calibrated").clock
+    assert clock(torch.tensor([0., 1.])).tolist() == [0., 1.] and (clock.table.diff() > 0).all()
+    assert clock(torch.tensor([0.01])) > 0.29                   # and does not wait
+
+
+def test_exponential_numbers_are_exponential_far_out():
+    """P(E > x) = e^−x, of a million within five standard errors."""
+    torch.manual_seed(0)
+    E = fudoki.exp_1(torch.empty(10 ** 6))
+    for x in (0.1, 1., 5., 9.):
+        p = math.exp(-x)
+        assert abs((E > x).double().mean().item() - p) < 5 * (p * (1 - p) / 10 ** 6) ** 0.5, x
+    assert E.min() > 0 and E.isfinite().all()
+
+
 def test_a_path_is_the_same_path_by_any_clock():
     """Only when it is where changes; and a clock is of the path's own time, not of another's."""
     for name in PATHS:
