@@ -1,5 +1,6 @@
 """What people bring: their own digits, long texts, pretrained language models, pictures."""
 import csv
+import itertools
 import gzip
 import json
 import os
@@ -8,6 +9,7 @@ import struct
 import unicodedata
 from copy import deepcopy
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -481,6 +483,25 @@ def test_a_folder_is_resumed_with_its_own_settings_and_pictures_that_were_added(
     assert "does not fit the model: a part of 'a green box' is unknown" in error
     error = complaint(capsys, train.main, "--data", "mine", "--resume", "--image-size", "32")
     assert "--image-size 32 contradicts runs/folder/model.ckpt, which has 16" in error
+
+
+def test_a_small_folder_has_a_picture_of_every_part(here, monkeypatch):
+    """Also if chance, the checksums, puts all of them into one."""
+    folder(n=30)
+    sums = itertools.count(5, 10)
+    monkeypatch.setattr(train, "zlib", SimpleNamespace(crc32=lambda _: next(sums)))
+    data = train.Folder(train.parse("--data mine --image-size 16".split()))
+    assert [len(part[0]) for part in (data.test, data.held_out, data.train)] == [1, 1, 28]
+
+
+def test_a_text_is_learned_but_for_its_last_tenth(here):
+    Path("long.txt").write_text("".join(chr(97 + i // 1000) for i in range(10_000)))
+    data = train.Corpus(train.parse("--preset text --text long.txt --length 50".split()))
+    assert {*data.train} == {*"abcdefghi"} and {*data.test} == {"j"}
+    words = train.Text(train.tokenizer("ab", characters=True), 8, window=True)
+    a, b = words.ids("ab")
+    assert data.stream(words, "ab<|endoftext|>\nb\n", 7).tolist() == [a, b, 7, b, 7]
+    assert data.stream(words, "abb", None).tolist() == [a, b, b]
 
 
 def test_validation_has_the_pictures_that_are_held_out(here):
