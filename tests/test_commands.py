@@ -148,6 +148,8 @@ def test_a_signal_leaves_a_checkpoint_and_resume_goes_on(number, no_judge, tmp_p
     assert train.main(arguments) == 0               # without a break
     _, whole = weights()
     assert path.with_name("previous.ckpt").exists()
+    report = list(csv.DictReader(open(path.with_name("report.csv"))))
+    assert len({row["what"] for row in report}) == len(report)      # of this run, not of others
     if number == signal.SIGTERM:
         with monkeypatch.context() as patch, pytest.raises(Killed):
             patch.setattr(train.Keep, "on_train_batch_end", interrupt(killed))
@@ -277,17 +279,30 @@ def test_the_digit_is_the_last_word_and_the_real_are_compared_with_the_others(wo
 
 
 def test_samples_per_second_are_those_of_all_ranks(monkeypatch):
-    """Ten steps of eight rows on each of two processes in four seconds."""
-    model, clock = SimpleNamespace(), iter([100., 104.])
-    model.train = model.eval = lambda: model
+    """Ten steps of eight rows on each of two processes in four seconds; every held-out row is
+    validated once, and the model is left as sampling wants it."""
+    model, clock, calls = SimpleNamespace(), iter([100., 104.]), []
+    model.train, model.eval = (lambda: calls.append("train") or model,
+                               lambda: calls.append("eval") or model)
     model.to = lambda device: model
-    trainer = SimpleNamespace(fit=lambda *args, **options: None, world_size=2,
-                                    global_step=13, strategy=SimpleNamespace(root_device=0))
-    rows = {"a": torch.zeros(30, 1)}
+    trainer = SimpleNamespace(fit=lambda *args, **options: calls.append(args), world_size=2,
+                              global_step=13, strategy=SimpleNamespace(root_device=0))
+    rows = {"a": torch.arange(130)[:, None]}
     data = SimpleNamespace(tokens=lambda model: (rows, rows))
     monkeypatch.setattr(train.time, "time", lambda: next(clock))
     run = SimpleNamespace(seed=0, batch=8, steps=13)
     assert train.fit(trainer, model, data, run, done=3) == 10 * 8 * 2 / 4
+    first, (_, _, validation), last = calls
+    assert (first, last) == ("train", "eval")
+    assert torch.equal(torch.cat([batch["a"] for batch in validation]), rows["a"])
+
+
+def test_threads_are_as_many_as_are_asked_for():
+    before = torch.get_num_threads()
+    train.quietly(SimpleNamespace(seed=0, threads=before + 1))
+    after = torch.get_num_threads()
+    torch.set_num_threads(before)
+    assert after == before + 1
 
 
 def test_a_region_that_is_not_kept_is_all_but_that_one():
@@ -492,6 +507,16 @@ def test_logits_of_many_words_take_turns(here, monkeypatch):
     assert sizes == [2, 2, 1] and found["text"].shape == (5, 4)
 
 
+def test_words_are_filled_before_the_picture_and_a_picture_is_read_once(here, capsys):
+    model, _ = sample.open_model("runs/smoke/model.ckpt")
+    for words in ("a ___ slanted SEVEN", "SEVEN", ""):
+        x, free = sample.given_and_free(sample.parse([words] * bool(words)), model, 5)
+        assert not free["text"].any() and free["image"].all()
+        assert all("seven" in text for text in model.tokens["text"].decode(x["text"]) if words)
+    assert sample.main(["--image", PICTURE]) == 0
+    assert len(re.findall(r"^a \w+ \w+ \w+$", capsys.readouterr().out, re.M)) == 1
+
+
 def test_the_best_is_of_one_request(here, monkeypatch):
     """Words that are left to chance are chosen once for all among which the best is."""
     seen, plain = [], sample.best
@@ -526,6 +551,12 @@ def test_ink_is_what_differs_from_evenly_lit_paper(world):
         with pytest.raises(sample.InputError, match="no stroke stands out"):
             sample.training_form(photo(0 * digit, ground, ink, noise), 28)
     assert sample.training_form(Image.fromarray(digit), 28) == Image.fromarray(digit)
+    assert ((np.indices(form.shape) + 0.5) * form).sum((1, 2)) / form.sum() == \
+        pytest.approx([14, 14], abs=0.6)                        # the centre of mass
+    block = np.full((300, 240), 230, np.uint8)
+    block[20:280, 20:220] = 20
+    with pytest.raises(sample.InputError, match="no stroke stands out"):
+        sample.training_form(Image.fromarray(block), 28)
     y, x = np.meshgrid(np.linspace(-1, 1, 300), np.linspace(-1, 1, 240), indexing="ij")
     with pytest.raises(sample.InputError, match="or its light uneven"):
         sample.training_form(photo(digit, 0.6 - 0.4 * x, 0.5), 28)
@@ -631,6 +662,7 @@ def test_options_that_are_impossible_are_one_line(options, says, capsys, tmp_pat
     ("--image runs/smoke/picture.png --from 1", "--from: 1 has to be from 0 to 0.999"),
     ("--image runs/smoke/picture.png --ask what seven", "--ask nothing else"),
     ("--image runs/smoke/picture.png --gif x.gif", "--gif shows how a picture is drawn"),
+    ("--image runs/smoke/picture.png --keep top --best-of 2", "--guidance need a caption"),
     ("seven --guidance 1e38", "--guidance: 1e38 has to be"),
     ("seven --out runs.png", "Is a directory")])
 def test_mistakes_in_sampling(arguments, says, capsys, here):

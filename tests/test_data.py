@@ -416,7 +416,7 @@ def test_a_folder_that_cannot_be_used(rows, says, here, capsys):
 
 
 @pytest.mark.parametrize("name, text", [
-    ("metadata.csv", '\ufeffid,file_name,text\r\n7,0.png,"a red, round box"\r\n8,1.png,a dot\r\n'),
+    ("metadata.csv", '\ufefffile_name,id,text\r\n0.png,7,"a red, round box"\r\n1.png,8,a dot\r\n'),
     ("metadata.jsonl", '{"file_name": "0.png", "text": "a red, round box"}\n'
                        '{"file_name": "1.png", "text": " a dot"}\n')])
 def test_metadata_is_read_as_hugging_face_has_it(name, text, here):
@@ -483,6 +483,64 @@ def test_a_folder_is_resumed_with_its_own_settings_and_pictures_that_were_added(
     assert "does not fit the model: a part of 'a green box' is unknown" in error
     error = complaint(capsys, train.main, "--data", "mine", "--resume", "--image-size", "32")
     assert "--image-size 32 contradicts runs/folder/model.ckpt, which has 16" in error
+
+
+def test_what_would_be_a_blank_in_a_caption_is_none(here):
+    path, rows = folder(n=30)
+    write(path, [(name, text.replace(" ", "___", 1)) for name, text in rows])
+    data = own_pictures()
+    assert "___" not in "".join(data.examples) and data.examples[0].startswith("a__")
+    assert (data.rows(data.build(train.parse(["--data", "mine", "--image-size", "16", "--codes",
+                                              "16"])), *data.train)[0]["text"] >= 0).all()
+
+
+def test_a_report_of_ones_own_pictures_compares_what_is_read_with_what_is_there(here,
+                                                                                monkeypatch):
+    folder(n=40)
+    arguments = "--data mine --image-size 16 --codes 16 --patch 8".split()
+    run = train.parse(arguments)
+    data = train.Folder(run)
+    model = data.build(run)
+    truth = model.tokens["text"].decode(data.rows(model, *data.test)[0]["text"])
+    monkeypatch.setattr(train, "read", lambda *_: [truth[0], *(["a red"] * (len(truth) - 1))])
+    rows = dict(data.report(model, run, {}))
+    words = len(truth[0].split()) + sum("red" in text for text in truth[1:]) + len(truth) - 1
+    assert rows["reading"] == pytest.approx(
+        dict(captions=1 / len(truth), words=words / sum(len(text.split()) for text in truth)))
+
+
+def test_the_words_of_a_backbone_lie_on_a_sphere(backbone, here):
+    run = train.parse(["--preset", "ar", "--backbone", "lm"])
+    length = train.load_backbone(run)[3].norm(dim=-1)
+    known = length[length > 0]                                  # the others are for padding
+    assert len(known) > 40 and torch.allclose(known, torch.ones_like(known), atol=1e-5)
+
+
+def test_held_out_windows_stand_side_by_side_and_those_of_training_begin_anywhere(here):
+    Path("long.txt").write_text("".join(map(chr, range(0x4e00, 0x4e00 + 3000))))
+    run = train.parse("--preset text --text long.txt --length 25".split())
+    data = train.Corpus(run)
+    training, held_out = (rows["text"] for rows in data.tokens(data.build(run)))
+    assert training.shape == (2676, 25) and held_out.shape == (12, 25)
+    assert len(held_out.unique()) == 300 and torch.equal(training[1, :-1], training[0, 1:])
+
+
+def test_too_few_digits_are_refused_and_every_question_is_asked(here, monkeypatch):
+    monkeypatch.setattr(train, "read_idx", lambda folder, name: (
+        torch.zeros(19, 28, 28) if "images" in name else torch.zeros(19, dtype=torch.long)))
+    with pytest.raises(sample.InputError, match="needed are at least 20 squares"):
+        train.read_digits(Path("none"), "train")
+    torch.manual_seed(0)
+    some = torch.rand(1300, 1, 28, 28), torch.arange(1300) % 10
+    monkeypatch.setattr(train.Digits, "load", lambda self, run: setattr(
+        self, "origin", "noise") or [some, some])
+    run = train.parse("--preset toy --codes 16 --patch 14 --ask 0.3".split())
+    data = train.Digits(run)
+    texts = data.build(run).tokens["text"].decode(data.tokens(data.build(run))[0]["text"])
+    asked = [text.partition("?")[0] for text in texts if "?" in text]
+    assert len(asked) == int(0.3 * len(texts))
+    assert all(asked.count(kind) > len(asked) / 4
+               for kind in ("what digit", "is bold", "is slanted"))
 
 
 def test_a_small_folder_has_a_picture_of_every_part(here, monkeypatch):

@@ -119,6 +119,18 @@ def test_a_codebook_has_no_copies():
     assert d.fill_diagonal_(1.).min() > 1e-2
 
 
+def test_every_centre_of_a_codebook_is_the_mean_of_its_points():
+    """Two crowds far apart: most of 8 centres begin in the large one, and those that lose all of
+    their points begin again."""
+    torch.manual_seed(0)
+    points = torch.cat([torch.randn(4000, 2) / 10 + 5, torch.randn(40, 2) / 10 - 5])
+    centres = train.k_means(points, 8)
+    near = torch.cdist(points, centres).argmin(-1)
+    for i, centre in enumerate(centres[1:], 1):
+        assert (near == i).any() and (points[near == i].mean(0) - centre).norm() < 0.05, i
+    assert centres.isfinite().all()
+
+
 # ----------------------------------------------------------------------------------------- network
 
 def test_a_batch_of_eight_is_eight_batches_of_one():
@@ -516,6 +528,17 @@ def test_reading_hears_given_words():
     answers = sample.read(model, torch.zeros(202, 9, dtype=torch.long), texts)
     right = [a.split()[0] == a.split()[2] for a in answers[:200]]
     assert all(right) and answers[200] == "red square one"
+
+
+def test_a_velocity_that_is_asked_for_moves_the_tokens(monkeypatch):
+    """One that jumps at once and to the last token always."""
+    def far(path, x_t, x_1, t):
+        return 1e6 * path.one_hot(torch.full_like(x_1, 11)) * (x_t != 11)[..., None]
+
+    monkeypatch.setitem(fudoki.VELOCITIES, "far", far)
+    model, x = small(), batch(4)
+    *_, before, end = model.generate(x, model.mark_free(x, "image"), steps=3, velocity="far")
+    assert (before["image"] == 11).all()
 
 
 def test_late_times_have_the_shortest_steps_at_the_end():

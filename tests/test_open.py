@@ -70,6 +70,26 @@ def test_the_newest_checkpoint_is_opened_and_its_own_options_are_the_defaults(tm
     assert sample.defaults(model, "draw") == sample.DRAW | dict(steps=3)
 
 
+def test_options_that_are_given_come_before_those_of_the_model(monkeypatch):
+    asked = []
+    model = small(notes=dict(draw=dict(steps=3), read=dict(steps=2)))
+    monkeypatch.setattr(sample, "fill", lambda model, options, **_: asked.append(options) or {
+        "image": torch.zeros(1, 9, dtype=torch.long), "text": torch.zeros(1, 3, dtype=torch.long)})
+    sample.draw(model, ["red round one"], steps=7)
+    sample.read(model, torch.zeros(1, 9, dtype=torch.long), steps=5)
+    sample.draw(model, ["red round one"])
+    assert [options["steps"] for options in asked] == [7, 5, 3]
+    given = sample.parse(["--temperature", "0", "--guidance", "0"])
+    assert sample.generation(given) == dict(temperature=0., guidance=0.)
+
+
+def test_a_file_that_does_not_mention_fudoki_is_not_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("other.py").write_text("raise SystemExit('it was run')\nclass Path:\n    pass\n")
+    with pytest.raises(LookupError, match="a file here that mentions fudoki"):
+        PATHS["other:Path"]
+
+
 class Blend(fudoki.Path):
     """A mixture that goes as fast as its option says, and computes a number from its codebook."""
 

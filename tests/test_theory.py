@@ -192,6 +192,24 @@ def test_a_path_that_waits_at_first_has_a_clock_from_0_to_1():
     assert clock(torch.tensor([0.01])) > 0.29                   # and does not wait
 
 
+def test_the_mask_is_a_point_of_its_own():
+    """At right angles to all tokens, also to the blank one."""
+    path = fudoki.MaskPath(torch.cat([torch.zeros(1, 4), torch.rand(5, 4)]))
+    assert path.embedding.shape == (7, 5) and path.embedding[-1].norm() == 1
+    assert (path.embedding[:-1] @ path.embedding[-1] == 0).all()
+
+
+@pytest.mark.parametrize("temperature", [0.1, 0.2, 1., 2.])
+def test_temperature_is_the_power_one_over_it(temperature):
+    """x₁ ~ p^(1/T), 20,000 draws, five standard errors."""
+    torch.manual_seed(0)
+    p = torch.tensor([0.5, 0.4, 0.1])
+    target = p ** (1 / temperature) / (p ** (1 / temperature)).sum()
+    x_1 = fudoki.sample_x_1(p.log().expand(1, 20_000, 3), temperature)
+    share = torch.bincount(x_1.flatten(), minlength=3) / 20_000
+    assert ((share - target).abs() < 5 * (target * (1 - target) / 20_000).sqrt() + 1e-6).all()
+
+
 def test_exponential_numbers_are_exponential_far_out():
     """P(E > x) = e^−x, of a million within five standard errors."""
     torch.manual_seed(0)

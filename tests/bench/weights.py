@@ -6,8 +6,8 @@
 
 The random ones are those of a model before its training, from seed 0.
 """
-import sys
 import re
+import sys
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -16,7 +16,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 def main(what, folder, new):
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype="float32")
-    fresh, half = AutoModelForCausalLM.from_config(model.config), model.config.num_hidden_layers / 2
+    fresh = AutoModelForCausalLM.from_config(model.config)
+    half = model.config.num_hidden_layers / 2
     for (name, p), q in zip(model.named_parameters(), fresh.parameters()):
         layer = re.search(r"layers\.(\d+)", name)
         if what == "all" or layer and (what == "layers" or int(layer[1]) < half):

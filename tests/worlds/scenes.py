@@ -162,9 +162,13 @@ class Scenes(Pictures):
         words = Text(json, math.inf)
         longest = max(len(words.ids(text)) for text in texts)
         self.text = [json, longest + 1, len(words.embedding) - 1]
-        self.examples = [text for some in self.prompts(rng, 5).values() for text in some]
+        asked = [self.prompts(rng, 7), self.prompts(rng, 50, unseen=True)]
+        asked = [text for prompts in asked for some in prompts.values() for text in some]
+        self.examples = list(dict.fromkeys(asked + texts))      # a backbone wants to know them all
         self.notes = dict(form="square", asks=run.ask > 0, read=dict(steps=8, temperature=0.),
                           draw=dict(steps=32, late=2., guidance=1., temperature=1.))
+
+    prompt = "a purple diamond and a white circle"
 
     def scenes(self, rng, n, ask):
         """n pictures with a caption that may be seen, or, in the share `ask`, a question."""
