@@ -345,15 +345,16 @@ class Pictures(Data):
         frequency = {"image": torch.bincount(Patches(*image).encode(some).flatten(),
                                              minlength=len(image[0]))}
 
-        backbone, text = {}, self.text
+        backbone, text, notes = {}, self.text, self.notes
         if run.backbone:                                    # its words instead of those of `text`
             backbone, made, eos, embedding = load_backbone(run)
             words = Text(made, math.inf, eos).encode(self.examples)
             text = [made, words.shape[1], eos, False, embedding]
             frequency["text"] = torch.bincount(words.flatten(), minlength=len(embedding))
+            notes = notes | dict(read=dict(steps=4))        # a word has parts that have to agree
 
         return self.make(run, dict(text=text, image=image), frequency,
-                         {"image": run.share, "text": 1 - run.share}, self.notes, **backbone)
+                         {"image": run.share, "text": 1 - run.share}, notes, **backbone)
 
     def codebook(self, patches, n):
         """At most n patches that stand for all: (N, D) -> (≤ n, D)"""
@@ -659,7 +660,7 @@ class Keep(L.Callback):
 
     def __init__(self, run, folder, data):
         self.run, self.folder, self.data, self.fresh = run, folder, data, not run.resume
-        self.interrupted, self.handlers = False, {}
+        self.interrupted = False
 
     def state_dict(self):
         return dict(run=vars(self.run))                 # see `settings`
@@ -669,8 +670,8 @@ class Keep(L.Callback):
         self.interrupted = True
 
     def on_train_start(self, trainer, model):
-        for name in (signal.SIGINT, signal.SIGTERM):
-            self.handlers[name] = signal.signal(name, self.interrupt)
+        for name in (signal.SIGINT, signal.SIGTERM):    # Lightning gives them back in the end
+            signal.signal(name, self.interrupt)
 
     def on_train_batch_start(self, trainer, model, batch, index):
         """Noise is a function of the seed, the step and the rank, as in a run without a break."""
@@ -706,13 +707,7 @@ class Keep(L.Callback):
             new.replace(path)
         self.fresh = False
 
-    def on_train_end(self, trainer, model):
-        self.on_validation_end(trainer, model)
-        self.on_exception(trainer, model, None)
-
-    def on_exception(self, trainer, model, exception):
-        for name, handler in self.handlers.items():     # those of before
-            signal.signal(name, handler)
+    on_train_end = on_validation_end
 
 
 def make_trainer(run, keep):

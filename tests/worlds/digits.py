@@ -147,6 +147,7 @@ class Rendered(Digits):
         yield how, right(captions(drawn, seen), truth[:n]) | dict(
             frechet=frechet(features, real[n:]))
 
-        yield "reading, steps 1, greedy", right(read(model, tokens), truth)
+        yield (f"reading, steps {defaults(model, 'read')['steps']}, greedy",
+               right(read(model, tokens), truth))
         if self.ask:
             yield "answers, digit and all, greedy", answers(model, tokens, truth)

@@ -1,0 +1,136 @@
+"""What does pretraining bring to a flow? The body of a language model learns digits, scenes and
+children's stories from its weights and from random ones, in equal steps:
+
+    python tests/bench/body.py --lm FOLDER --text FILE [--data digits] [START …] [--seeds 0 1]
+    python tests/bench/body.py --plot           figures/body.png
+
+START: pretrained; random (all weights); layers (all but the words are random); lower (the lower
+half of the layers is random); frozen (layers are pretrained and stay as they are); noshift;
+uniform (another path); small (another trunk, that of the toy). What is in body.csv is skipped.
+
+Rows are validations, by the averaged weights: the held-out cross-entropy of a modality at ten
+noise levels, and after the last step what is right of the report's drawings and readings, of
+digits also when they are read in one call, or the bits of a token.
+"""
+import argparse
+import csv
+import itertools
+import re
+import sys
+import tempfile
+from pathlib import Path
+
+import lightning as L
+import study                    # first: it puts the project on the path
+from backbone import bits
+
+import fudoki
+import sample
+
+STEPS = dict(digits=1000, scenes=5000, stories=430)
+TIMES = [f"t{(i + 0.5) / 10:.2f}" for i in range(10)]
+KEYS = "data model start seed steps step modality".split()
+RANDOM = dict(random="", layers=r"body\.layers\.", lower=r"body\.layers\.(\d+)\.")
+
+
+def flags(data, start, given):
+    """Of train.py."""
+    body = ["--backbone", given.lm]
+    text = ["--text", given.text, "--batch", "16", "--length", "128",
+            "--optimizer", "muon", "--lr", "2e-2"]
+    where = {"digits": ["--preset", "ar", *study.where(given)],
+             "scenes": ["--preset", "scenes", "--lr", "2e-2", *body],
+             "stories": ["--preset", "ar", *text]}[data] + body
+    if start == "small":
+        where = ["--preset", dict(digits="toy", scenes="scenes")[data], *study.where(given)]
+    return where + {"noshift": ["--trunk-options", "shift=False"],
+                    "uniform": ["--path", "uniform"]}.get(start, [])
+
+
+def begin(model, start):
+    """Makes some weights of the body random, or keeps them from learning."""
+    body, half = model.net.trunk, model.hparams.trunk_options["config"]["num_hidden_layers"] / 2
+    if start in RANDOM:
+        fresh = fudoki.Backbone(**model.hparams.trunk_options).state_dict()
+        found = {name: re.match(RANDOM[start], name) for name in fresh}
+        body.load_state_dict({name: fresh[name] for name, match in found.items() if match and (
+            not match.groups() or int(match[1]) < half)}, strict=False)
+    body.body.layers.requires_grad_(start != "frozen")
+
+
+def measured(data, start, seed, given, table):
+    """One training, and its rows."""
+    steps = given.steps or STEPS[data]
+    run, world = study.prepared([*flags(data, start, given), "--seed", str(seed), "--steps",
+                                 str(steps), "--val-every", str(max(1, steps // 5))])
+    model, world.sample = world.build(run), lambda model, path: None
+    if start != "small":
+        begin(model, start)
+
+    with tempfile.TemporaryDirectory() as folder:
+        study.trained(run, world, model, folder)
+        log, = Path(folder).glob("log/*/metrics.csv")
+        found = [row for row in csv.DictReader(log.open()) if row.get("val_text_loss")]
+
+    L.seed_everything(seed, verbose=False)
+    right, one_call = {}, ""
+    if data == "digits":
+        rows, truth = world.rows(model, *(part[:1000] for part in world.test))
+        one_call = f"{study.right(sample.read(model, rows['image'], steps=1), truth)[1]:.3f}"
+    if data != "stories":
+        for what, numbers in world.report(model, run, {}):      # the last of a drawing is its mean
+            modality = {"drawing": "image", "reading": "text"}.get(what.split(",")[0])
+            right[modality] = f"{numbers.get('caption', numbers.get('seen', 0)):.3f}"
+    else:
+        held = world.tokens(model)[1]["text"][:16]
+        right["text"] = f"{bits(model, held, fudoki.kinetic_optimal):.3f}"
+
+    for row, modality in itertools.product(found, model.tokens):
+        step = int(row["step"]) + 1
+        losses = [row[f"val_{modality}_loss{t}"] for t in ("", *(f"_{t}" for t in TIMES))]
+        end = (right[modality], one_call) if row is found[-1] else ("", "")
+        table.add(data, Path(given.lm).name, start, seed, steps, step, modality,
+                  *(f"{float(loss):.4f}" for loss in losses), *end)
+
+
+def plot():
+    import matplotlib
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    found = list(csv.DictReader((study.ROOT / "tests/bench/body.csv").open()))
+    panels = [("digits", "image"), ("scenes", "image"), ("stories", "text")]
+    figure, axes = plt.subplots(1, len(panels), figsize=(12, 3.3))
+    for axis, (data, modality) in zip(axes, panels):
+        for start, colour in {"pretrained": "C0", "random": "C3", "lower": "C1", "frozen": "C2",
+                              "small": "C7"}.items():
+            for seed in ("0", "1"):
+                mine = [row for row in found if (data, modality, start, seed) == tuple(
+                    row[k] for k in ("data", "modality", "start", "seed"))]
+                axis.plot([int(row["step"]) for row in mine], [float(row["loss"]) for row in mine],
+                          colour, marker=".", label=start if mine and seed == "0" else None)
+        axis.set(title=f"{data}: {modality} tokens", xlabel="training steps")
+        axis.legend(fontsize=8)
+    axes[0].set_ylabel("held-out cross-entropy")
+    plt.tight_layout()
+    plt.savefig(study.ROOT / "figures/body.png", dpi=110)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("starts", nargs="*", default=["pretrained", "random", "lower", "frozen"])
+    parser.add_argument("--lm", help="a folder")
+    parser.add_argument("--text", help="a file, for stories")
+    parser.add_argument("--data", nargs="+", default=list(STEPS), choices=STEPS)
+    parser.add_argument("--data-dir", help="a folder that holds MNIST/raw")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--steps", type=int, help=f"default: {STEPS}")
+    parser.add_argument("--plot", action="store_true", help="figures/body.png from the CSV")
+    given = parser.parse_args()
+    if given.plot:
+        sys.exit(plot())
+    table = study.Table("body", KEYS, ["loss", *TIMES, "right", "one_call"])
+    for data, seed, start in itertools.product(given.data, given.seeds, given.starts):
+        steps = given.steps or STEPS[data]
+        if (data, Path(given.lm).name, start, seed, steps, steps, "text") not in table:
+            measured(data, start, seed, given, table)
