@@ -41,7 +41,7 @@ class Registry(dict):
     way, and opening a checkpoint must not run any other file. LookupError: there is no such entry.
     ImportError: the file ends with an error of its own.
     """
-    files = set()               # of one's own, that have been run
+    files = set()               # of users, that have been run
 
     def __getitem__(self, name):
         entry = self.get(name, name)
@@ -76,8 +76,8 @@ class Path(nn.Module):
     frequency (V,): how often each token occurs in the data. Further arguments are options of the
     path, each with a default. Buffers may have any dtype, and parameters are trained.
 
-    How fast a path is travelled is not its own affair: `logits` has a time of its own, the same
-    path runs by any clock, and without one (`on`) by its own time.
+    A path does not decide how fast it moves: `logits` takes the path's own time, and a clock maps
+    t to it (`on`). Without a clock the own time is t.
     """
 
     def __init__(self, embedding, frequency=None):
@@ -130,13 +130,13 @@ class MarginalPath(UniformPath):
 
 
 class MaskPath(Path):
-    """Each token is clean with probability t, otherwise the extra id [MASK]. What is clean stays,
-    but along `corrector`, where it may become [MASK] again."""
+    """Each token is clean with probability t, otherwise the extra id [MASK]. A clean token stays
+    clean, except along `corrector`, which may mask it again."""
 
     def __init__(self, embedding, frequency=None):
         super().__init__(F.pad(embedding, (0, 1, 0, 1)), frequency)
-        self.embedding[-1, -1] = 1      # [MASK] is the last id, at right angles to all others,
-        self.frequency = self.frequency[:len(embedding)]                    # and never clean
+        self.embedding[-1, -1] = 1      # [MASK] is the last id, orthogonal to all others; as it
+        self.frequency = self.frequency[:len(embedding)]        # is never clean, it has no count
 
     def logits(self, x_1, t):           # ℓ_t = log t at x₁, log(1 − t) at [MASK], −∞ elsewhere
         mask = self.one_hot(torch.full_like(x_1, len(self.embedding) - 1))
@@ -149,7 +149,7 @@ class MetricPath(Path):
 
     exponent: of the distance. FUDOKI's release has 4 on normalised embeddings, d = (2 − 2cos)²,
     URSA has 2; 1 is the best found here (tutorial, chapter 9). normalize: L2-normalises the
-    embeddings. a, c: of the path's own time, which suit FUDOKI's codebook and hardly any other.
+    embeddings. a, c: constants of the path's own time; they fit FUDOKI's codebook and few others.
     """
 
     def __init__(self, embedding, frequency=None, exponent=1., normalize=False, a=0.9, c=3.):
@@ -175,16 +175,16 @@ PATHS = Registry(metric=MetricPath, uniform=UniformPath, marginal=MarginalPath, 
 class Calibrated(nn.Module):
     """The clock by which any path moves at constant speed: the path's own time at time t.
 
-    Two distributions are as far apart as √Σ dp²/p = 2 √Σ (d√p)² (Fisher and Rao). With S the way
-    from the noise on, x₁ by its frequency, the own time at t is S⁻¹(t·S(1)), tabulated here and
-    linear between the entries (2605.09386 for metric paths; tutorial, chapter 3).
+    The distance of two close distributions is √Σ dp²/p = 2 √Σ (d√p)² (Fisher and Rao). Let S be
+    the length of the path from the noise on, a mean over x₁ by frequency. The own time at t is
+    S⁻¹(t·S(1)), a table with linear interpolation (2605.09386 for metric paths; chapter 3).
     """
 
     def __init__(self, path):
         super().__init__()
         rows = min(128, max(8, 2 ** 17 // len(path.embedding)))
 
-        # the x₁ of the mean: evenly spaced quantiles of the frequencies
+        # the mean is over these x₁: evenly spaced quantiles of the frequencies
         quantiles = path.frequency.double().cumsum(0)
         x_1 = torch.searchsorted(quantiles, quantiles[-1] * (torch.arange(rows) + 0.5) / rows)
 
@@ -195,7 +195,7 @@ class Calibrated(nn.Module):
             S = np.cumsum([0., *steps]) + 1e-9 * np.arange(len(times))      # grows everywhere
             return torch.from_numpy(np.interp(np.linspace(0, S[-1], n), S, times)).float()
 
-        # as near to 0 and 1 as float32 can come, and then more of them where the path moves
+        # first from near 0 to near 1, as float32 allows; then more times where the path moves
         times = F.threshold(torch.linspace(-18, 18, 37).sigmoid(), 1e-7, 0.)
         times = torch.cat([times, evenly(times, 65)]).sort().values
         self.register_buffer("table", evenly(times, 257))
@@ -225,7 +225,7 @@ def at_once(V, like):
 def categorical(p):
     """x ~ p by inverse CDF, p ≥ 0 of any sum: (…, V) -> (…) long. Never a token with p = 0:
     the CDF has to exceed u, and u·sum < sum also after rounding. ValueError: p is not finite. (A
-    check would wait for a GPU, so there it is not made; the token is then V, which is none.)"""
+    GPU would have to wait for this check, so it has none: the token is then V, an invalid id.)"""
     cdf = p.cumsum(-1)
     if p.is_cpu and not torch.isfinite(cdf[..., -1]).all():
         raise ValueError("probabilities are not finite: did the network or a path return NaN?")
@@ -300,8 +300,8 @@ VELOCITIES = Registry(kinetic_optimal=kinetic_optimal, corrector=corrector)
 
 @rowwise
 def euler(path, x_t, x_1, t, s, velocity=kinetic_optimal):
-    """Freezes the velocity of mid-step, which is finite for every path also from t = 0: jump with
-    probability 1 − e^−(s−t)λ, to x ~ u/λ. (B, L) -> (B, L)"""
+    """Uses the velocity in the middle of the step, which is finite for every path even from t = 0:
+    jumps with probability 1 − e^−(s−t)λ, to x ~ u/λ. (B, L) -> (B, L)"""
     u = velocity(path, x_t, x_1, (t + s) / 2)
     lam = u.sum(-1)
     jump = torch.rand_like(lam) < -torch.expm1(-(s - t)[..., 0] * lam)
@@ -376,8 +376,8 @@ class Text:
             raise ValueError(f"a part of '{text[:40]}' is unknown; known: {known}") from error
 
     def row(self, text):
-        """One text -> list of int, −1 where free. "___" is one word, in a window three tokens, and
-        at the end of a text as many as still fit. ValueError: too long, too short, unknown."""
+        """One text -> list of int, −1 where free. "___" is one free word; in a window, three free
+        tokens; at the end of a text, as many as fit. ValueError: too long, too short, unknown."""
         goes_on, row = text.endswith("___"), []
         for part in re.split("(_{3,})", text.rstrip("_") if goes_on else text):
             row += [-1] * (len(part) // self.gap) if part.startswith("___") else self.ids(part)
@@ -483,8 +483,8 @@ INPUTS = Registry(text=WordInput, image=PatchInput)
 
 
 def rotary(places, width):
-    """cos and sin of the angles by which a head of this width turns: (N, 2) -> (N, width / 2)
-    each. Half of them grow with the first coordinate, half with the second."""
+    """cos and sin of the angles of rotary embeddings, for heads of this width: (N, 2) ->
+    (N, width / 2) each. Half of them grow with the first coordinate, half with the second."""
     n = width // 4
     slower = 10. ** (-torch.arange(n, dtype=torch.float32, device=places.device) / n)
     angle = places[..., None] * slower
@@ -498,8 +498,8 @@ def turn(q, cos, sin):
 
 
 class Attention(nn.Module):
-    """Every position looks at every other that means something: there is no causal mask. Queries
-    and keys are normalised, so that no learning rate lets attention stick to one position."""
+    """Every position attends to every visible position: there is no causal mask. Queries and keys
+    are normalised, so that attention cannot collapse onto one position at a high learning rate."""
 
     def __init__(self, width, heads):
         super().__init__()
@@ -541,8 +541,8 @@ class Blocks(nn.Module):
         self.norm = nn.LayerNorm(width)
 
     def forward(self, h, places, visible, t):
-        """h (B, N, width), coordinates (N, 2), which positions mean something (B, N) bool, None if
-        all do, time (B, 1, 1) -> (B, N, width). Time is not used: how noisy x_t is can be seen."""
+        """h (B, N, width), coordinates (N, 2), visible positions (B, N) bool or None for all, time
+        (B, 1, 1) -> (B, N, width). Time is not used: x_t itself shows how noisy it is."""
         rotation = rotary(places, self.head_width)
         visible = None if visible is None else visible[:, None, None]       # (B, 1, 1, N)
         for block in self.blocks:
@@ -551,11 +551,11 @@ class Blocks(nn.Module):
 
 
 class Backbone(nn.Module):
-    """The large trunk: a causal language model of `transformers` that looks both ways.
+    """The large trunk: a causal language model of `transformers`, without its causal mask.
 
-    It has learned to predict token i from the state of token i − 1. With `shift` it stays so: the
-    token `bos` goes before the first, and the last state is dropped. config: the model's, as a
-    dictionary; pretrained: the model itself, without it the weights are random.
+    It has learned to predict token i from the state of token i − 1. With `shift` it still does:
+    the token `bos` is put in front, and the last state is dropped. config: the model's, as a
+    dictionary; pretrained: the model itself; without it the weights are random.
     """
 
     def __init__(self, config, bos, shift=True, pretrained=None, **sizes):
@@ -565,7 +565,7 @@ class Backbone(nn.Module):
         self.body, self.bos, self.shift = model.base_model, bos, shift
         self.words = model.get_input_embeddings()
         self.width = self.words.embedding_dim
-        self.place = nn.Parameter(torch.zeros(self.width, self.width))  # a text starts as it was
+        self.place = nn.Parameter(torch.zeros(self.width, self.width))  # at first without effect
         self.vocabulary = {"text": nn.ModuleList([self.words, model.get_output_embeddings()])}
 
     def forward(self, h, places, visible, t):
@@ -589,7 +589,7 @@ TRUNKS = Registry(blocks=Blocks, backbone=Backbone)
 
 
 class Network(nn.Module):
-    """Inputs, trunk and heads over the modalities that are there, one after the other.
+    """Inputs, trunk and heads; the sequence is all modalities that are present, concatenated.
 
     tokens, paths: {name: object}. A path may have more states than there are tokens to predict.
     """
@@ -691,8 +691,8 @@ class Fudoki(L.LightningModule):
         much as 49 patches, and the accuracy: two scalars.
 
         t (B, 1, 1) or a number, by default u^t_power, where u is spread evenly over any run of
-        rows, by steps of the golden ratio: late t have little to teach, and where x_t shows t,
-        any density of t has the same minimiser (tutorial, chapter 6).
+        rows, by steps of the golden ratio: little is left to learn at late t, and where x_t shows
+        t, any density of t has the same minimiser (tutorial, chapter 6).
         """
         B, device = len(next(iter(x_1.values()))), self.device
         if t is None:
@@ -710,8 +710,8 @@ class Fudoki(L.LightningModule):
         return loss, right
 
     def task(self, x_1):
-        """Gives every row one modality to find, as many rows to each as its share says, and some
-        rows a part of it only, any share of its places but one: `free`. {name: (B, N)} -> bool"""
+        """`free`: every row has one modality to find, as many rows for each as its share says. In
+        some rows a part of it is given, all places but one at most. {name: (B, N)} -> bool"""
         B = len(next(iter(x_1.values())))
         share = [(self.hparams.share or {}).get(m, 1.) for m in x_1]
         ends = [round(B * s / sum(share)) for s in itertools.accumulate(share)]
@@ -726,8 +726,8 @@ class Fudoki(L.LightningModule):
         return {m: f.where(~left[m].any(1, keepdim=True), left[m]) for m, f in free.items()}
 
     def training_step(self, x_1, index):
-        """Lightning's hook: every row finds one modality, given the others. Now and then some are
-        left out of the batch: without its condition is what guidance compares with."""
+        """Lightning's hook: every row finds one modality, given the others. Some batches have not
+        all modalities: guidance needs predictions without the condition."""
         present = {m: x for m, x in x_1.items() if torch.rand(()) >= self.hparams.drop} or x_1
         loss, accuracy = self.loss(present, self.task(present),
                                    position_loss=LOSSES[self.hparams.loss])
@@ -787,15 +787,16 @@ class Fudoki(L.LightningModule):
         return {m: x_m.clamp(min=0) for m, x_m in x.items()}, {m: x_m < 0 for m, x_m in x.items()}
 
     def noisy(self, x, free):
-        """Which positions move: the free ones. If training has never shown what is given beside
-        noise (`clean` 0), all that are in a row with free ones, but questions."""
+        """Which positions move: the free ones. A model that was trained with `clean` 0 has never
+        seen clean tokens beside noise: there, all positions of a row with free ones move, except
+        questions."""
         return free if self.hparams.clean else {
             m: f | f.any(1)[:, None] & ~question(x[m].masked_fill(f, -1), self.tokens[m].marks)
             for m, f in free.items()}
 
     def times(self, t, steps, late=1.):
-        """t < … < 1, steps + 1 of them: 1 − t falls as (1 − u)^late with u evenly spaced. Above 1
-        the last steps are the shortest, in which places that disagree see each other."""
+        """t < … < 1, steps + 1 of them: 1 − t falls as (1 − u)^late with u evenly spaced. With
+        late > 1 the last steps are the shortest, so that places can still correct each other."""
         return (1 - (1 - t) * (1 - torch.linspace(0, 1, steps + 1)) ** late).tolist()
 
     @torch.no_grad()
@@ -803,8 +804,8 @@ class Fudoki(L.LightningModule):
                  guidance=1., temperature=1.):
         """Fills the free positions of x: yields every state from noise to the answer, steps + 1.
 
-        What is given stays as it is, unless training has not shown it so (see `noisy`): then it is
-        as noisy as what is free, and moves towards what it is.
+        Given tokens stay as they are, or, where `noisy` says so, become as noisy as the free ones
+        and move back to what they are.
 
         x_t, t: the state to begin with and its time; without a state, x with the noise of that
         time where it moves. late: see `times`; step: an entry of STEPS; velocity: of VELOCITIES,

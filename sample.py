@@ -57,7 +57,7 @@ def command(main):
                 stream.reconfigure(errors="replace")    # a terminal may not know "█"
 
         torch.set_flush_denormal(True)                  # numbers below 1e-38 are slow on a CPU
-        warnings.simplefilter("ignore")                 # plans of libraries, not news for users
+        warnings.simplefilter("ignore")                 # warnings of libraries, not for users
         try:
             main(argv)
             return 0
@@ -182,8 +182,8 @@ def best(model, x, free, n):
 
 
 def complete(model, text):
-    """Words that are missing (−1), drawn by what the model knows of words alone, before there is
-    a picture: (B, N) long -> (B, N) long."""
+    """Fills missing words (−1) by the model's distribution of texts alone, before there is a
+    picture: (B, N) long -> (B, N) long."""
     x, free = {"text": text.clamp(min=0).to(model.device)}, {"text": (text < 0).to(model.device)}
     if free["text"].any():
         *_, x = model.generate(x, free, steps=8)
@@ -227,7 +227,7 @@ def open_picture(path):
                 picture = picture.convert("RGBA")
                 picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
             return picture.convert("L" if picture.mode in ("1", "L") else "RGB")
-    except Exception as error:                          # decoders raise whatever they like
+    except Exception as error:                          # decoders raise all kinds
         raise InputError(f"{path} is no picture that can be read: {first_line(error)}") from error
 
 
@@ -279,9 +279,9 @@ def load_picture(path, model):
 
 
 def encode(model, text, n, drawn):
-    """A text as tokens of n rows (n, N), −1 where free. Where training knew all captions, a
-    picture that is `drawn` needs only some words, in any order: chance chooses a caption that has
-    them. InputError: unknown words, or too many."""
+    """A text as tokens of n rows (n, N), −1 where free. If the model knows all captions of its
+    training, a picture that is `drawn` needs only some words, in any order: a caption with these
+    words is chosen at random. InputError: unknown words, or too many."""
     captions, texts = model.hparams.notes["captions"], [text or "___"] * n
 
     if drawn and captions and "___" not in text:
@@ -387,14 +387,14 @@ def named(registry):
 def add_generation(parser):
     """The options of `generate`, as flags; None where the default depends on what is free."""
     parser.add_argument("--steps", type=number(int, 1),
-                        help="default: 4 to draw, 1 to read, 64 to write")
-    parser.add_argument("--late", type=number(float, 0.01), help="1 − t falls as (1 − u)^late")
+                        help="default: 4 to draw, 1 to read (4: parts of words), 64 to write")
+    parser.add_argument("--late", type=number(float, 0.01), help="1 − t = (1 − u)^late")
     parser.add_argument("--step", **named(STEPS), help="default: race")
-    parser.add_argument("--velocity", **named(VELOCITIES), help="Euler's steps along this one")
+    parser.add_argument("--velocity", **named(VELOCITIES), help="Euler steps along this velocity")
     parser.add_argument("--guidance", type=number(float, -1e3, 1e3),
-                        help="g of u + g(c − u), 1 is off (default: 2 to draw, 1 for text)")
-    parser.add_argument("--temperature", type=number(float, 0), help="of x₁ ~ p(x₁ | x_t), 0 is "
-                        "greedy (default: 0.7 to draw and to write, 0 to read)")
+                        help="g in u + g(c − u); 1 is none (default: 2 to draw, 1 for text)")
+    parser.add_argument("--temperature", type=number(float, 0), help="temperature of "
+                        "p(x₁ | x_t), 0 is greedy (default: 0.7 to draw and to write, 0 to read)")
 
 
 def generation(given):
@@ -410,7 +410,7 @@ def parse(argv=None):
 
     add = parser.add_argument
     add("prompt", nargs="*", help='what to draw, e.g. "a bold slanted seven", or a text to fill')
-    add("--text", help="the same: a caption, or the text to be filled")
+    add("--text", help="the same as the prompt")
     add("--image", help="a picture to read or to change: any size, colour or grey")
     add("--ask", help="a question about the picture")
     add("--keep", help="part of the picture to keep: top, bottom, left, right or ROW:COL-ROW:COL "
@@ -421,8 +421,8 @@ def parse(argv=None):
     add("--checkpoint", help="default: the newest under runs/")
     add("--n", type=number(int, 1), help="pictures to draw (default: 16), texts to write (1)")
     add("--best-of", type=number(int, 1), default=1, metavar="N",
-        help="draw N for each, keep the one whose caption the model itself reads best")
-    add("--seed", type=number(int, *SEED), help="default: another one every time")
+        help="draw N times as many; keep those in which the model reads their caption best")
+    add("--seed", type=number(int, *SEED), help="default: a new one every time")
     add("--out", default="samples.png", help="the PNG file to write (default: samples.png)")
     add("--gif", help="a file for a film of the generation")
     add_generation(parser)

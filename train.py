@@ -56,31 +56,31 @@ from sample import (SEED, WRITE, InputError, add_generation, check_parts, comman
 # name: (default, limits or choices, what it is). A kind of data changes defaults and adds its own.
 
 MODEL = dict(               # what a model is and how it learns: fixed by its checkpoint
-    path=("metric", PATHS, "from noise to data"),
-    path_options=({}, None, "of the path, such as exponent=2 normalize=True"),
-    clock=("calibrated", CLOCKS, "how fast the path is travelled"),
-    trunk=("blocks", TRUNKS, "of the network"),
-    trunk_options=({}, None, "of the trunk, beside width, depth and heads"),
-    width=(96, (4, 2 ** 16), "of the trunk"),
-    depth=(4, (1, 2 ** 10), "blocks of the trunk"),
-    heads=(3, (1,), "of the trunk's attention"),
+    path=("metric", PATHS, "probability path from noise to data"),
+    path_options=({}, None, "options of the path, such as exponent=2 normalize=True"),
+    clock=("calibrated", CLOCKS, "clock: how fast the path moves at each time"),
+    trunk=("blocks", TRUNKS, "trunk of the network"),
+    trunk_options=({}, None, "options of the trunk other than width, depth and heads"),
+    width=(96, (4, 2 ** 16), "width of the trunk"),
+    depth=(4, (1, 2 ** 10), "number of blocks of the trunk"),
+    heads=(3, (1,), "attention heads of a block"),
     backbone=("", None, "causal language model to start from: a folder, or a name on the hub"),
-    loss=("cross_entropy", LOSSES, "of a position"),
-    optimizer=("muon", OPTIMIZERS, "of the training"),
+    loss=("cross_entropy", LOSSES, "loss of a position"),
+    optimizer=("muon", OPTIMIZERS, "optimizer"),
     lr=(6e-3, (0,), "peak learning rate"),
     t_power=(1., (0.01,), "noise levels of training are t = u^power, u uniform"),
     drop=(0.05, (0, 1), "how often a modality is left out of a batch, for guidance"),
-    clean=(0.1, (0, 1), "share of rows that are given a part of what they have to find"),
-    batch=(64, (2, 2 ** 16), "rows per step, on every device"),
+    clean=(0.1, (0, 1), "share of rows in which a part of the answer is given"),
+    batch=(64, (2, 2 ** 16), "rows per step and device"),
     ema=(0.999, (0, 1), "decay of the averaged weights"))
 
 RUN = dict(                 # how a run is done: may change when it is resumed
     steps=(2500, (1,), "training steps"),
     val_every=(200, (1,), "steps between validations, samples and checkpoints"),
-    seed=(0, SEED, "of everything random"),
-    threads=(0, (0, 1024), "of the CPU; 0 leaves it to PyTorch"),
-    num_nodes=(1, (1,), "of Lightning's Trainer"),
-    **{name: ("auto", None, "of Lightning's Trainer") for name in (
+    seed=(0, SEED, "seed of all random numbers"),
+    threads=(0, (0, 1024), "CPU threads; 0: as many as PyTorch chooses"),
+    num_nodes=(1, (1,), "argument of Lightning's Trainer"),
+    **{name: ("auto", None, "argument of Lightning's Trainer") for name in (
         "accelerator", "devices", "strategy", "precision")})
 
 
@@ -138,7 +138,7 @@ def parse(argv=None):
     """The settings of a run: the defaults, those of its kind of data, those of a checkpoint to be
     resumed, and flags, each over the ones before. InputError: they do not go together."""
     early = argparse.ArgumentParser(prog="train.py", add_help=False, allow_abbrev=False)
-    early.add_argument("--preset", **named(DATA), help="the data, and settings that suit them")
+    early.add_argument("--preset", **named(DATA), help="kind of data, with settings for it")
     early.add_argument("--resume", action="store_true", help="go on from runs/<preset>/model.ckpt")
     first, others = early.parse_known_args(argv)
     flags = {word.partition("=")[0] for word in others}
@@ -280,7 +280,7 @@ def load_backbone(run):
     if hasattr(tokens.model, "dropout"):
         tokens.model.dropout = None
 
-    model.resize_token_embeddings(n)    # without ids that no text has, which would be noise
+    model.resize_token_embeddings(n)    # drops ids that no text has: they would be noise
     about = "_name_or_path", "architectures", "transformers_version", "quantization_config"
     config = {k: v for k, v in model.config.to_dict().items() if k not in about}
     bos = eos if words.bos_token_id is None else words.bos_token_id
@@ -331,7 +331,7 @@ class Pictures(Data):
     preset = dict(t_power=3.)
     own = dict(codes=(256, (2, 2 ** 16), "size of the codebook of patches"),
                patch=(4, (1,), "side of a patch in pixels"),
-               share=(0.5, (0.01, 0.99), "of a batch that is drawn, the rest is read"))
+               share=(0.5, (0.01, 0.99), "share of a batch that is drawn; the rest is read"))
 
     def build(self, run):
         images, size = self.train[0], self.train[0].shape[-1]
@@ -387,12 +387,13 @@ class Pictures(Data):
 class Digits(Pictures):
     """MNIST, or digits like it in a folder, captioned by a rule."""
     own = Pictures.own | dict(
-        train_images=(60_000, (20,), "training images used"),
-        ask=(0.15, (0, 0.99), "share of digits with a question for a caption, without a backbone"))
+        train_images=(60_000, (20,), "number of training images"),
+        ask=(0.15, (0, 0.99), "share of training images whose caption is a question with its "
+             "answer; 0 with a backbone"))
     anew = dict(
         data_dir=("", None, "a folder with digits in MNIST's format; else MNIST comes to data/"),
-        test_images=(10_000, (20,), "test images, read in the report"),
-        drawings=(1000, (2,), "images drawn in the report"))
+        test_images=(10_000, (20,), "number of test images that the report reads"),
+        drawings=(1000, (2,), "number of images that the report draws"))
     examples = [f"a {a} {b} {c}" for a in WEIGHTS for b in SLANTS for c in DIGITS]
     captions = staticmethod(captions)
 
@@ -467,7 +468,7 @@ class Folder(Pictures):
     """Pictures and captions of a user: a folder with a metadata.csv or metadata.jsonl. A tenth of
     the pictures, with all their captions, is for testing, another for validation."""
     preset = Pictures.preset | dict(batch=32)
-    own = Pictures.own | dict(image_size=(64, (4, 4096), "side of the pictures after scaling"))
+    own = Pictures.own | dict(image_size=(64, (4, 4096), "side of the scaled pictures in pixels"))
     anew = dict(data=("", None, "the folder: pictures, and a metadata.csv or metadata.jsonl with "
                       "the columns file_name and text"))
 
@@ -516,9 +517,9 @@ class Folder(Pictures):
 class Corpus(Data):
     """A long text. The last tenth is held out."""
     preset = dict(width=128, heads=4, batch=32, steps=1600)
-    own = dict(length=(128, (2,), "tokens of the windows that are learned"))
+    own = dict(length=(128, (2,), "tokens in a training window"))
     anew = dict(text=("", None, "the file, in UTF-8; <|endoftext|> stands between documents"),
-                test_images=(200, (1,), "windows of held-out text, read in the report"))
+                test_images=(200, (1,), "number of held-out windows in the report"))
 
     def __init__(self, run):
         try:
@@ -571,13 +572,13 @@ BACKBONE = dict(backbone="HuggingFaceTB/SmolLM2-135M")
 
 
 class AdaptedDigits(Digits):
-    """Digits, drawn and read by what was a causal language model. Its matrices are much larger
-    than those of a new trunk, and so is the learning rate."""
+    """Digits, learned by a pretrained causal language model. Its matrices are much larger than
+    those of a new trunk, and so is the learning rate."""
     preset = Digits.preset | BACKBONE | dict(lr=2e-2)
 
 
 class AdaptedCorpus(Corpus):
-    """A text, written by what was a causal language model."""
+    """A text, learned by a pretrained causal language model."""
     preset = Corpus.preset | BACKBONE | dict(optimizer="adamw", lr=3e-4, batch=16, steps=5000)
 
 
@@ -601,10 +602,10 @@ def orthogonal(g):
 
 
 class Muon(torch.optim.AdamW):
-    """AdamW, but a group with `matrices` goes along U Vᵀ of its momentum U S Vᵀ: as far in each
-    direction, also in those of which a gradient has little (K. Jordan et al., 2024), by the length
-    of a step of AdamW's (2502.16982). Matrices of one shape go together, which a GPU likes. In
-    float32: few CPUs are fast in PyTorch's bfloat16."""
+    """AdamW, except that a group with `matrices` moves along U Vᵀ of its momentum U S Vᵀ: equally
+    far in all directions, also in those in which the gradient is small (K. Jordan et al., 2024).
+    The length of a step is about AdamW's (2502.16982). Matrices of one shape are stacked, which is
+    faster on a GPU. It computes in float32, since few CPUs are fast in bfloat16."""
 
     @torch.no_grad()
     def step(self, closure=None):
@@ -655,8 +656,8 @@ class Batches:
 
 
 class Keep(L.Callback):
-    """Samples and a checkpoint at every validation, and a checkpoint at the end, however it comes.
-    It stands before the averaging of the weights: it samples with the average and saves both."""
+    """Samples and a checkpoint at every validation, and a checkpoint at the end, whatever ends the
+    training. Lightning calls it before the averaging: it samples with the average, saves both."""
 
     def __init__(self, run, folder, data):
         self.run, self.folder, self.data, self.fresh = run, folder, data, not run.resume
@@ -678,7 +679,7 @@ class Keep(L.Callback):
         torch.manual_seed(hash((self.run.seed, trainer.global_step, trainer.global_rank)))
 
     def on_train_batch_end(self, trainer, model, outputs, batch, index):
-        """What ends one rank ends all."""
+        """A signal to one rank ends the training on all."""
         trainer.should_stop |= trainer.strategy.reduce_boolean_decision(self.interrupted, False)
         if trainer.global_step % 20 == 0:
             self.check(trainer, model)
@@ -697,7 +698,7 @@ class Keep(L.Callback):
                 self.data.sample(model, self.folder / f"samples/step_{trainer.global_step:06d}")
 
     def on_validation_end(self, trainer, model):
-        """model.ckpt, whole or not at all; an older run's becomes previous.ckpt."""
+        """Writes model.ckpt whole or not at all; that of an older run becomes previous.ckpt."""
         self.check(trainer, model)
         path, new = self.folder / "model.ckpt", self.folder / "model.part"
         trainer.save_checkpoint(new)
@@ -775,7 +776,7 @@ def report(model, data, run, options, path, **same):
 
 
 def quietly(run):
-    """Seeds, threads, and no word of libraries about their own plans."""
+    """Seeds and threads; libraries print no messages."""
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     L.seed_everything(run.seed, verbose=False)
     torch.set_num_threads(run.threads or torch.get_num_threads())

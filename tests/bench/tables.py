@@ -1,7 +1,10 @@
-"""The tables of README and tutorial about what is in this folder. Reports of trainings are shown
-seed by seed, studies as means over the seeds ± standard errors.
+"""Writes the tables of README, tutorial and tests/bench/README.md from the CSVs of this folder:
 
     python tests/bench/tables.py
+
+A table stands below a comment `<!-- name argument -->`, or several with commas between them: the
+functions of this file that return its rows. Its head stays as it is. Reports of trainings are
+shown seed by seed, studies as means over the seeds ± standard errors.
 """
 import csv
 import itertools
@@ -11,6 +14,8 @@ import statistics
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+FILES = [ROOT / name for name in ("README.md", "tutorial.md", "tests/bench/README.md")]
+TABLE = re.compile(r"(<!-- ([\w, ]+) -->\n(?:```text\n|\|.*\n\|[-|]+\n))((?:(?!```)[^\n]+\n)*)")
 DRAW = dict(checkpoint="metric", step="race", steps="4", guidance="2.0", temperature="0.7",
             best_of="1", times="even")
 PATHS = "metric", "uniform, linear", "marginal, linear", "mask, linear"
@@ -20,6 +25,7 @@ STEPS = {"released": "Euler as released", "increments": "Euler, increments",
 GIVEN = {"moving": "as noisy as the rest", "still": "clean"}
 ABILITIES = "single", "two", "counting", "colours", "position", "attribution"
 QUESTIONS = "colour", "count", "position", "presence"
+PRESETS = {"adapted": "ar --backbone story-656K"}       # of reports that have another name
 WAYS = {"state": "as it is", "draft": "noise of t = {} added", "told": "told which"}
 
 
@@ -34,9 +40,9 @@ def mean(found, column):
     return statistics.mean(values), error
 
 
-def reports(preset):
-    """README's rows of the trainings of a preset: its reports, one after the other in a CSV."""
-    found, all_rows = [], rows(preset)
+def reports(name):
+    """The trainings of a preset: their reports, one after the other in a CSV."""
+    found, all_rows, preset = [], rows(name), PRESETS.get(name, name)
     for seed in sorted({row["seed"] for row in all_rows}):
         report = {row["what"].split(",")[0]: row for row in all_rows if row["seed"] == seed}
         pair = {what: f"{float(row['digit']):.3f} / {float(row['caption']):.3f}"
@@ -49,7 +55,7 @@ def reports(preset):
 
 
 def speed():
-    """The tutorial's table of what noise, steps and training cost."""
+    """The table of what noise, steps and training cost."""
     def cell(a, b, digits):
         return f"{float(a):.{digits}f} ({float(a) / float(b):.2f})" if b else ""
     return [f"| {r['what']} | {cell(r['seconds'], r['plain_s'], 3)} | "
@@ -58,7 +64,7 @@ def speed():
 
 
 def noises():
-    """The tutorial's table of paths for the words of a real language model: bits of a token."""
+    """The table of paths for the words of a real language model: bits of a token."""
     found = []
     for start, name in {"uniform": "uniform", "marginal": "marginal", "½": "metric, ½",
                         "pretrained": "metric, 1", "2": "metric, 2", "4": "metric, 4"}.items():
@@ -85,7 +91,7 @@ def corpora():
 
 
 def written():
-    """The tutorial's table of what a language model that became a flow writes, by options."""
+    """The table of what a language model that became a flow writes, by options."""
     groups = {}
     for r in rows("written"):
         how = f"{r['name']}, {r['step']}, {r['steps']} steps, T = {r['temperature']}" \
@@ -97,7 +103,7 @@ def written():
 
 
 def sight():
-    """The tutorial's table of wrong words that such a model sees, by what they are."""
+    """The table of wrong words that such a model sees, by what they are."""
     groups = {}
     for r in rows("seen"):
         groups.setdefault(r["name"], []).append(f"{float(r['seen']):.2f}".removeprefix("0"))
@@ -111,10 +117,15 @@ def texts():
         "uniform", "race", "64", "1.0", "0.7")]
 
 
-def scenes():
-    """README's table of scenes: its trainings, by ability."""
+def scenes(which):
+    """The trainings on scenes, by ability: with "patches" of 4; of the others by the "own" clock
+    of the path or with rows that are given a part; and the "main" ones."""
     found, all_rows = [], rows("scenes")
     for command in dict.fromkeys(row["command"] for row in all_rows):
+        kind = "own" if re.search(r"--clock linear|--clean 0\.", command) else "main"
+        kind = "patches" if "--patch 4" in command else kind
+        if kind != which:
+            continue
         report = {row["what"]: row for row in all_rows if row["command"] == command}
         path = (re.search(r"--path (\w+)|$", command)[1] or "metric")
         path += ", linear" * ("--clock linear" in command)
@@ -132,11 +143,14 @@ def scenes():
             + " | ".join(cells(c, "drawing, mean") for c in ("seen", "unseen", "best of 8"))
             + f" | {cells('seen', 'reading, captions that are true')} | "
             + cells("seen", *(f"answers, {kind}" for kind in QUESTIONS)) + " |")
-    return [row.replace(" 0.", " .") for row in found]
+
+    names = [row.partition(", seed")[0] for row in found]               # seeds stand together
+    return [row.replace(" 0.", " .") for _, row in sorted(
+        zip(names, found), key=lambda pair: names.index(pair[0]))]
 
 
 def revised():
-    """The tutorial's table of scenes that contradict their caption: true pictures and, of them,
+    """The table of scenes that contradict their caption: true pictures and, of them,
     tokens kept."""
     ways = [("state", "0.9"), ("corrector", "0.5"), ("draft", "0.3"), ("draft", "0.5"),
             ("place", "0.0")]
@@ -151,7 +165,7 @@ def revised():
 
 
 def trainings():
-    """The tutorial's table of the settings of training."""
+    """The table of the settings of training."""
     found, all_rows = [], rows("training")
     for name in dict.fromkeys(row["variant"] for row in all_rows):
         some = [row for row in all_rows if row["variant"] == name]
@@ -177,14 +191,14 @@ def line(what, found):
 
 
 def paths():
-    """The tutorial's table of the three paths by steps."""
+    """The table of the three paths by steps."""
     return [line(f"{name}, {n} step{'s' * (n != '1')}", found)
             for name in PATHS for n in "1 2 4 8 32".split()
             if (found := cell(checkpoint=name, steps=n))]
 
 
 def options():
-    """The tutorial's table of all other options, of the metric path if it says nothing else."""
+    """The table of all other options, of the metric path if it says nothing else."""
     found = [(f"{STEPS[step]}, {n} steps", dict(step=step, steps=n))
              for n in "2 4 8".split() for step in STEPS]
     found += [(f"guidance {g}, 4 steps", dict(guidance=g))
@@ -205,7 +219,7 @@ def share(found, column):
 
 
 def parts():
-    """README's table of given parts: pictures of which a half is kept, captions with a gap."""
+    """The table of given parts: pictures of which a half is kept, captions with a gap."""
     found = []
     for name, given in itertools.product(PATHS, GIVEN):
         some = [row for row in rows("inpaint")
@@ -222,7 +236,7 @@ def parts():
 
 
 def clean():
-    """The tutorial's table of trainings in which some rows had a part that was clean."""
+    """The table of trainings in which some rows had a part that was clean."""
     found, all_rows = [], rows("given")
     for share, steps, seed in sorted({(r["clean"], r["steps"], r["seed"]) for r in all_rows}):
         some = {(r["what"], r["given"]): r for r in all_rows
@@ -249,7 +263,7 @@ def repair(kind, damaged, way, t, name):
 
 
 def repairs():
-    """README's table of repairs: repaired / spoiled / left, for each path."""
+    """The table of repairs: repaired / spoiled / left, for each path."""
     found = []
     for kind, damaged in (("image", "0.2"), ("image, near", "0.2"), ("text", "0.33")):
         for way, t in (("state", "0.9"), ("draft", "0.3"), ("draft", "0.7"), ("told", "0.0")):
@@ -281,7 +295,7 @@ def bits(name):
 
 
 def levels():
-    """The tutorial's table of bits by clock and by how often noise levels are trained."""
+    """The table of bits by clock and by how often noise levels are trained."""
     return [f"| {path} | " + " | ".join(
         ", ".join(f"{b:.0f}" for b in bits(f"codes/{path}{how}"))
         for how in (", linear", "", ", t^1")) + " |" for path in ("uniform", "marginal", "mask")]
@@ -306,7 +320,7 @@ def seen(name):
 
 
 def metrics(steps="8"):
-    """README's table of paths and kinds of tokens, from paths.csv."""
+    """The table of paths and kinds of tokens, from paths.csv."""
     found, kinds = [], ("uniform, linear", "uniform", "uniform, t^1", "marginal, linear",
                         "marginal", "marginal, t^1", "metric 0.5", "metric 1", "metric 2",
                         "metric 4", "student", "mask, linear", "mask", "mask, t^1")
@@ -351,7 +365,7 @@ def more_steps():
 
 
 def tempered():
-    """The tutorial's table of what temperature is worth with more steps, from paths.csv."""
+    """The table of what temperature is worth with more steps, from paths.csv."""
     found, kinds = [], {"": "as usual", ", tempered": "prior tempered",
                         ", evidence": "evidence added",
                         ", evidence, tempered": "evidence added, prior tempered"}
@@ -379,7 +393,7 @@ def true(path, clock, steps, late=1, temperature=1):
 
 
 def oracle():
-    """The tutorial's table of it by path, clock, times, temperature and steps."""
+    """Exact posteriors by path, clock, times, temperature and steps."""
     found, steps = [], (2, 4, 8, 16, 32)
     for path, (clock, late, temperature) in itertools.product(ORACLE, (
             ("linear", 1, 1), ("linear", 2, 1), ("calibrated", 1, 1), ("calibrated", 2, 1),
@@ -408,10 +422,15 @@ def characters():
             for name in ("uniform", "marginal", "mask", "twin")]
 
 
+def filled(text):
+    """A text with the rows of its tables as the CSVs have them now."""
+    def table(found):
+        calls = [call.split() for call in found[2].split(", ")]
+        made = [row for name, *given in calls for row in globals()[name](*given)]
+        return found[1] + "".join(f"{row}\n" for row in made)
+    return TABLE.sub(table, text)
+
+
 if __name__ == "__main__":
-    print("\n".join([*reports("smoke"), *reports("toy"), "", *scenes(), "", *trainings(), "",
-                     *paths(), "", *options(), "", *parts(), "", *clean(), "", *repairs(), "",
-                     *metrics(), "", *levels(), "", *more_steps(), "", *tempered(), "",
-                     *oracle(), "",
-                     *speed(), "", *noises(), "", *corpora(), "", *written(), "",
-                     *sight(), "", *characters()]))
+    for file in FILES:
+        file.write_text(filled(file.read_text(encoding="utf-8")), encoding="utf-8")
