@@ -344,6 +344,23 @@ def metrics(steps="8"):
     return found
 
 
+def verdict():
+    """The table of chapter 9: paths on the toy's codes and in scenes, each by its better clock."""
+    found = []
+    for path, name in {"mask": "mask, linear", "uniform": "uniform, linear",
+                       "marginal": "marginal, linear", "metric, exponent 1": "metric 1",
+                       "metric, exponent 2": "metric 2", "metric, exponent 4": "metric 4"}.items():
+        code, clocks = f"codes/{name}", (name, name.removesuffix(", linear"))
+        caption, frechet = (worth(code, column=c, steps="8", **chosen(code))[0]
+                            for c in ("caption", "frechet"))
+        right = max(map(seen, clocks), key=lambda shares: sum(shares) / max(1, len(shares)))
+        found.append(f"| {path} | {statistics.mean(bits(code)):.0f} | {caption:.3f} | "
+                     f"{frechet:.1f} | {worth(code, 'repair image state 0.9', 'repaired')[0]:.2f} "
+                     f"| {', '.join(f'{share:.2f}' for share in right)} |"
+                     .replace(" 0.", " .").replace("|  |", "| |"))
+    return found
+
+
 def more_steps():
     """What 32 steps are worth against 8, over all trainings of paths.csv: differences and their
     standard errors, without guidance and at temperature 1, and with a path's best options."""
