@@ -296,7 +296,7 @@ def test_what_is_said_of_changes_of_mind_and_repair_was_measured(tables, book):
     far = tables.repair("image", "0.2", "state", "0.9", "metric")[0]
     assert f"and repairs {short(far)}" in book
     told = [tables.repair("image", "0.2", "told", "0.0", name)[0] for name in tables.PATHS]
-    assert "who is told which ones are wrong finds two thirds" in book
+    assert "which patches are wrong repairs two thirds of them" in book
     assert all(abs(x - 2 / 3) < 0.03 for x in told)
 
 
