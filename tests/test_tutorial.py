@@ -206,6 +206,13 @@ def test_what_the_real_model_learns_is_in_the_study(tables, book):
     assert all(samples[i] in book for i in (0, 1, 5))
 
 
+def test_what_is_said_of_parts_of_words_was_measured(tables, book):
+    found = {kind: [short(float(row["caption"]), 3) for row in tables.rows("adapted")
+                    if row["what"].startswith(kind)] for kind in ("one call", "reading")}
+    assert ("With one call {} and {} of the captions are right, in two trainings, with four steps "
+            "{} and {}.").format(*found["one call"], *found["reading"]) in book
+
+
 def test_neighbours_are_those_of_the_study():
     found = (ROOT / "tests/bench/neighbours.txt").read_text()
     table = found.index("exponent")

@@ -50,7 +50,8 @@ def reports(name):
         drawn, real = (float(report[what]["frechet"]) for what in ("drawing", "ceiling"))
         found.append(f"| `{preset}`, seed {seed} | {report['judge']['training_steps']} | "
                      f"{pair['drawing']} | {drawn:.1f} ({real:.1f}) | {pair['reading']} | "
-                     f"{pair.get('answers', '')} | {pair['ceiling']} |".replace(" 0.", " ."))
+                     f"{pair.get('answers', '')} | {pair['ceiling']} |"
+                     .replace(" 0.", " .").replace("|  |", "| |"))
     return found
 
 
