@@ -91,22 +91,23 @@ def corpora():
     return found
 
 
-def written():
+def written(prefix=""):
     """The table of what a language model that became a flow writes, by options."""
     groups = {}
-    for r in rows("written"):
+    for r in rows(f"{prefix}written"):
         how = f"{r['name']}, {r['step']}, {r['steps']} steps, T = {r['temperature']}" \
               + f", late {r['late']}" * (r["late"] not in ("", "1.0"))
-        groups.setdefault(how if r["step"] else "held-out text", []).append(r)
+        how = how if r["step"] else f"causal, T = {r['temperature']}"
+        groups.setdefault("held-out text" if r["name"] == "held-out" else how, []).append(r)
     return [f"| {how} | {len(some)} | {mean(some, 'nats')[0]:.2f} | "
             f"{mean(some, 'different')[0]:.2f} |".replace("0.", ".")
             for how, some in groups.items()]
 
 
-def sight():
+def sight(prefix=""):
     """The table of wrong words that such a model sees, by what they are."""
     groups = {}
-    for r in rows("seen"):
+    for r in rows(f"{prefix}seen"):
         groups.setdefault(r["name"], []).append(f"{float(r['seen']):.2f}".removeprefix("0"))
     return [f"| {name} | {' | '.join(shares)} |" for name, shares in groups.items()]
 

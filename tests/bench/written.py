@@ -3,11 +3,13 @@ sees, at t = .9, in held-out text of which one is replaced, by any word or a lik
 
     python tests/bench/written.py NAME=CHECKPOINT … --lm FOLDER [--step race renoise]
         [--steps 64 256] [--late 1 2] [--temperature .5 .7] [--windows 4] [--seeds 3]
+        [--prefix story_]
 
 To written.csv goes a row for each window: nats of a token, and, since a low value alone may be a
 text that repeats itself, the share of different tokens. Rows that are there, and in seen.csv, are
 skipped. Checkpoints are those of `train.py --preset ar --backbone FOLDER --text FILE`, with one
-FILE for all.
+FILE for all. Another language model has files of its own, with a --prefix, and there is also what
+the causal model itself writes, token by token, at these temperatures.
 """
 import argparse
 import itertools
@@ -18,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoModelForCausalLM
 
+import fudoki
 import sample
 import train
 
@@ -34,6 +37,15 @@ def add(table, judge, model, x, *key):
     costs = nats(judge, model.net.trunk.bos, x)
     for i, (row, cost, text) in enumerate(zip(x, costs, model.tokens["text"].decode(x))):
         table.add(*key, i, f"{cost:.3f}", f"{len(row.unique()) / len(row):.3f}", text)
+
+
+@torch.no_grad()
+def causal(judge, bos, n, length, temperature):
+    """What the judge itself writes: (n, length)"""
+    x = torch.full((n, 1), bos)
+    for _ in range(length):
+        x = torch.cat([x, fudoki.sample_x_1(judge(x).logits[:, -1:], temperature)], 1)
+    return x[:, 1:]
 
 
 @torch.no_grad()
@@ -61,12 +73,13 @@ if __name__ == "__main__":
                               ("temperature", float, 0.7)):
         parser.add_argument(f"--{name}", type=kind, nargs="+", default=[value])
     parser.add_argument("--windows", type=int, default=4)
+    parser.add_argument("--prefix", default="")
     given = parser.parse_args()
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
-    table = study.Table("written", "name step steps late temperature seed window".split(),
-                        ["nats", "different", "text"])
-    sight = study.Table("seen", ["name", "wrong"], ["words", "seen"])
+    keys = "name step steps late temperature seed window".split()
+    table = study.Table(given.prefix + "written", keys, ["nats", "different", "text"])
+    sight = study.Table(given.prefix + "seen", ["name", "wrong"], ["words", "seen"])
     judge = AutoModelForCausalLM.from_pretrained(given.lm)
     files = dict(argument.split("=", 1) for argument in given.checkpoints)
     for name, model in study.models(given):
@@ -78,6 +91,11 @@ if __name__ == "__main__":
                 sight.add(name, kind, len(found), f"{found.mean():.3f}")
         if ("held-out", "", "", "", "", "", 0) not in table:
             add(table, judge, model, held, "held-out", "", "", "", "", "")
+        for seed, T in itertools.product(range(given.seeds), given.temperature):
+            if given.prefix and ("causal", "", "", "", T, seed, 0) not in table:
+                L.seed_everything(seed, verbose=False)
+                x = causal(judge, model.net.trunk.bos, given.windows, held.shape[1], T)
+                add(table, judge, model, x, "causal", "", "", "", T, seed)
         for seed, *how in itertools.product(range(given.seeds), given.step, given.steps,
                                             given.late, given.temperature):
             if (name, *how, seed, 0) not in table:
