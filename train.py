@@ -316,10 +316,11 @@ class Data:
 
         names = "path path_options clock trunk loss optimizer lr t_power drop clean".split()
         sizes = dict(width=run.width, depth=run.depth, heads=run.heads) | run.trunk_options
-        notes = dict(preset=run.preset, data=self.origin, captions=None, asks=False) | notes
+        known = dict(preset=run.preset, data=self.origin, captions=None, asks=False)
 
         options = {name: vars(run)[name] for name in names} | dict(
-            tokens=tokens, frequency=frequency, share=share, notes=notes, trunk_options=sizes)
+            tokens=tokens, frequency=frequency, share=share, notes=known | (notes or {}),
+            trunk_options=sizes)
         check_parts(options | backbone)
         return Fudoki(**options | backbone)
 

@@ -1,9 +1,10 @@
 """What all tests share: the project on the path, threads that do not spin for each other, and the
-flags that grade somebody's own path, clock, velocity or step (tests/exercises):
+flags that grade somebody's own path, clock, velocity, step, loss, trunk or data (tests/exercises):
 
     python -m pytest --path my:Path
 """
 import os
+import random
 import sys
 from pathlib import Path
 
@@ -15,23 +16,31 @@ import pytest                                           # noqa: E402
 import torch                                            # noqa: E402
 
 torch.set_num_threads(1)
-KINDS = "path", "clock", "velocity", "step"
-REPORT = pytest.StashKey()
+KINDS = "path", "clock", "velocity", "step", "loss", "trunk", "data"
+REPORT, SEED = pytest.StashKey(), pytest.StashKey()
 
 
 def pytest_addoption(parser):
     for kind in KINDS:
         parser.addoption(f"--{kind}", metavar="FILE:NAME",
                          help=f"grades this {kind}, and nothing else runs")
+    parser.addoption("--seed", type=int, help="of what is drawn to grade it (default: a new one)")
 
 
 def entries(kind):
     import fudoki
-    return getattr(fudoki, "VELOCITIES" if kind == "velocity" else f"{kind.upper()}S")
+    import train
+    names = dict(velocity="VELOCITIES", loss="LOSSES", data="DATA")
+    return getattr(train if kind == "data" else fudoki, names.get(kind, f"{kind.upper()}S"))
 
 
 def pytest_configure(config):
     config.addinivalue_line("filterwarnings", "ignore:.*torch.jit.script:FutureWarning")  # jvp's
+    own = any(config.getoption(kind) for kind in KINDS)
+    config.stash[SEED] = config.getoption("seed")
+    if config.stash[SEED] is None:                      # the project's own parts: always the same
+        config.stash[SEED] = random.SystemRandom().randrange(10_000) if own else 0
+
     for kind in KINDS:
         name = config.getoption(kind)
         try:
@@ -46,6 +55,8 @@ def pytest_collection_modifyitems(config, items):
     asked = {f"a_{kind}" for kind in KINDS if config.getoption(kind)}
     if asked:
         items[:] = [item for item in items if asked & set(item.fixturenames)]
+    else:                                               # `smoke` has tests of its own
+        items[:] = [item for item in items if "a_data" not in item.fixturenames]
 
 
 def pytest_generate_tests(metafunc):
@@ -53,7 +64,14 @@ def pytest_generate_tests(metafunc):
     for kind in KINDS:
         if f"a_{kind}" in metafunc.fixturenames:
             name = metafunc.config.getoption(kind)
-            metafunc.parametrize(f"a_{kind}", [name] if name else list(entries(kind)))
+            usual = dict(trunk=["blocks"], data=["smoke"]).get(kind) or list(entries(kind))
+            metafunc.parametrize(f"a_{kind}", [name] if name else usual)
+
+
+@pytest.fixture
+def seed(request):
+    """Of everything that is drawn to grade somebody's own."""
+    return request.config.stash[SEED]
 
 
 @pytest.fixture
@@ -66,6 +84,7 @@ def pytest_terminal_summary(terminalreporter, config):
     if any(config.getoption(kind) for kind in KINDS):
         for line in config.stash.get(REPORT, []):
             terminalreporter.write_line(line)
+        terminalreporter.write_line(f"--seed {config.stash[SEED]} draws the same tokens and times")
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,7 @@ possible, of a FILE:NAME all of it, on a handful of tokens of the model's own vo
 times that are dense near both ends. The first thing that is wrong ends the command with one
 sentence, an InputError; an exception in one's own file stays as it is.
 
-Whether a path, a clock, a velocity or a step is *right* is graded by exercises/test_yours.py.
+Whether what it returns is *right* is graded by exercises/test_yours.py.
 """
 import inspect
 

@@ -1,7 +1,7 @@
 """What exercises.py has to do, said in plain loops, which are slow and cannot be misread. Yours is
 tested where it is written, the reference solution always."""
-import functools
 import math
+import sys
 
 import exercises
 import pytest
@@ -21,9 +21,17 @@ on_two_paths = pytest.mark.parametrize("path", [METRIC, fudoki.UniformPath(PLACE
 
 
 @pytest.fixture(params=[exercises, solutions], ids=["yours", "solution"])
-def of(request):
-    """of("name"): yours, or the solution's."""
-    return functools.partial(getattr, request.param)
+def of(request, monkeypatch):
+    """of("name"): yours, or the solution's. Yours is neither the solution nor imports it."""
+    if request.param is exercises:
+        monkeypatch.setitem(sys.modules, "solutions", None)
+
+    def found(name):
+        what = getattr(request.param, name)
+        if request.param is exercises and what.__module__ == "solutions":
+            pytest.fail(f"{name} is the reference solution", pytrace=False)
+        return what
+    return found
 
 
 def p(path, x_1, t):
@@ -70,6 +78,14 @@ class TestUniformVelocity:
             assert_close(velocity(path, *at(x_1, t)).float(),
                          fudoki.kinetic_optimal(path, *at(x_1, t)), atol=1e-4, rtol=1e-4)
 
+    def test_it_is_written_by_hand(self, of, monkeypatch):
+        velocity = of("uniform_velocity")
+        for module, name in ((torch.func, "jvp"), (torch.autograd, "grad"),
+                             (fudoki, "growth"), (fudoki, "kinetic_optimal")):
+            monkeypatch.setattr(module, name, lambda *of, **how: pytest.fail(
+                "the task is a formula: no derivative by machine", pytrace=False))
+        velocity(fudoki.UniformPath(PLACES), *at(3, 0.5))
+
 
 class TestMetropolis:
     def test_detailed_balance(self, of):
@@ -106,6 +122,15 @@ class TestStays:
                 assert abs(found - yours) < 5 * 0.5 / N ** 0.5, (
                     f"from {z}, t = {t}, s = {s}: {found:.3f} of {N} races stay, "
                     f"yours says {yours:.3f}")
+
+    def test_it_is_a_formula(self, of):
+        """The same value again and again, and no random number is drawn for it."""
+        arguments = METRIC, *(torch.tensor([i]) for i in (0, 2)), *(
+            torch.tensor([[t]]) for t in (0.2, 0.6))
+        before = torch.random.get_rng_state()
+        first, again = (of("stays")(*arguments) for _ in range(2))
+        assert torch.equal(first, again) and torch.equal(before, torch.random.get_rng_state()), \
+            "the task is a formula, not a simulation"
 
     def test_by_clocks(self, of):
         """The same with nothing of fudoki's: clocks that ring, first at rates p_t, then at p_s."""
