@@ -3,6 +3,7 @@ fudoki.py's own words, and nothing that the book is about is left out."""
 import ast
 import csv
 import io
+import math
 import re
 import statistics
 import tokenize
@@ -190,7 +191,7 @@ def test_what_the_real_model_learns_is_in_the_study(tables, book):
             f"{pair('pretrained', '10')}, at the end {pair('pretrained', '150')}. A token then "
             f"costs at most {pair('pretrained', '150', 'bits', 1)} bits; from random weights it "
             f"costs {pair('scratch', '150', 'bits', 1)}.") in book
-    assert "uniform noise has a still lower bound, {:.1f} and {:.1f} bits".format(*(
+    assert "uniform noise has a lower bound, {:.1f} and {:.1f} bits for SmolLM2".format(*(
         float(real["uniform", "150", seed]["bits_reversal"]) for seed in "01")) in book
     (loss, bits), (random_loss, random_bits) = (
         [float(r[what]) for what in ("loss", "bits")] for r in tables.rows("backbone")
@@ -211,6 +212,30 @@ def test_what_is_said_of_parts_of_words_was_measured(tables, book):
                     if row["what"].startswith(kind)] for kind in ("one call", "reading")}
     assert ("With one call {} and {} of the captions are right, in two trainings, with four steps "
             "{} and {}.").format(*found["one call"], *found["reading"]) in book
+
+
+def test_what_is_said_of_the_small_model_was_measured(tables, book):
+    texts, ((bits, error), (reverse, its_error)) = tables.stories()
+    assert all(text in book for text in texts)
+    nats = {row.split(" | ")[0].strip("| "): row.split(" | ")[2]
+            for row in tables.written("story_")}
+    held_out, own = nats["held-out text"], nats["causal, T = .7"]
+    assert (f"costs it {nats['uniform, race, 64 steps, T = .7']} nats, a token of held-out text "
+            f"{held_out}, and a token of what it writes itself at the same temperature {own}.") \
+        in book
+    least = min(float(n) for how, n in nats.items() if how.startswith("uniform"))
+    assert f"the least, {least:.2f} nats, has `renoise` with 256 steps at temperature 1." in book
+    assert float(nats["uniform, renoise, 256 steps, T = 1.0"]) == least
+    assert (f"is {bits:.1f} ± {error:.1f} bits along the kinetic-optimal velocity and "
+            f"{reverse:.1f} ± {its_error:.1f} along its time reversal; the causal model needs "
+            f"{float(held_out) / math.log(2):.1f} bits") in book
+    assert f"standard deviation of {short(error * 6 ** 0.5, 1)}." in book
+    before = next(row for row in tables.rows("story_seen") if row["wrong"] == "the word before it")
+    assert f"the flow finds {short(float(before['seen']))} wrong" in book
+    rows = [row for row in tables.rows("body") if row["data"] == "stories" and row["right"]]
+    assert "{} and {} bits with uniform noise, {} and {} with the metric".format(*(
+        f"{float(row['right']):.1f}" for start in ("uniform", "pretrained") for row in rows
+        if row["start"] == start)) in book
 
 
 def test_neighbours_are_those_of_the_study():

@@ -119,6 +119,15 @@ def texts():
         "uniform", "race", "64", "1.0", "0.7")]
 
 
+def stories():
+    """Three of the twenty texts of the small language model, on one line each, by the default
+    options; nats of a token and the share of different ones, of these and other texts; and the
+    bits of a token, mean and standard error, along both velocities."""
+    texts = [" ".join(r["text"].split()) for r in rows("story_written") if (
+        r["name"], r["step"], r["steps"], r["temperature"]) == ("uniform", "race", "64", "0.7")]
+    return texts[:3], [mean(rows("story_bits"), c) for c in ("bits", "bits_reversal")]
+
+
 def scenes(which):
     """The trainings on scenes, by ability: with "patches" of 4; of the others by the "own" clock
     of the path or with rows that are given a part; and the "main" ones."""

@@ -9,7 +9,8 @@ To written.csv goes a row for each window: nats of a token, and, since a low val
 text that repeats itself, the share of different tokens. Rows that are there, and in seen.csv, are
 skipped. Checkpoints are those of `train.py --preset ar --backbone FOLDER --text FILE`, with one
 FILE for all. Another language model has files of its own, with a --prefix, and there is also what
-the causal model itself writes, token by token, at these temperatures.
+the causal model itself writes, token by token, at these temperatures, and the bits of a token at
+most, on the uniform path.
 """
 import argparse
 import itertools
@@ -17,6 +18,7 @@ import itertools
 import lightning as L
 import study                    # first: it puts the project on the path
 import torch
+from backbone import bits, reversal
 import torch.nn.functional as F
 from transformers import AutoModelForCausalLM
 
@@ -80,6 +82,8 @@ if __name__ == "__main__":
     keys = "name step steps late temperature seed window".split()
     table = study.Table(given.prefix + "written", keys, ["nats", "different", "text"])
     sight = study.Table(given.prefix + "seen", ["name", "wrong"], ["words", "seen"])
+    price = study.Table(given.prefix + "bits", ["name", "part"], ["bits", "bits_reversal"]) \
+        if given.prefix else None
     judge = AutoModelForCausalLM.from_pretrained(given.lm)
     files = dict(argument.split("=", 1) for argument in given.checkpoints)
     for name, model in study.models(given):
@@ -89,6 +93,11 @@ if __name__ == "__main__":
             L.seed_everything(0, verbose=False)
             for kind, found in seen(model, held).items():
                 sight.add(name, kind, len(found), f"{found.mean():.3f}")
+        for part in range(6) if price else ():          # so that the error can be seen
+            if (name, part) not in price:
+                L.seed_everything(part, verbose=False)
+                price.add(name, part, *(f"{bits(model, held[16 * part:][:16], velocity):.3f}"
+                                        for velocity in (fudoki.kinetic_optimal, reversal)))
         if ("held-out", "", "", "", "", "", 0) not in table:
             add(table, judge, model, held, "held-out", "", "", "", "", "")
         for seed, T in itertools.product(range(given.seeds), given.temperature):
