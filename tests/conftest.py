@@ -36,7 +36,7 @@ def entries(kind):
 
 def pytest_configure(config):
     config.addinivalue_line("filterwarnings", "ignore:.*torch.jit.script:FutureWarning")  # jvp's
-    own = any(config.getoption(kind) for kind in KINDS)
+    own = any(config.getoption(kind) for kind in KINDS) or "yours" in config.option.keyword
     config.stash[SEED] = config.getoption("seed")
     if config.stash[SEED] is None:                      # the project's own parts: always the same
         config.stash[SEED] = random.SystemRandom().randrange(10_000) if own else 0
@@ -84,6 +84,7 @@ def pytest_terminal_summary(terminalreporter, config):
     if any(config.getoption(kind) for kind in KINDS):
         for line in config.stash.get(REPORT, []):
             terminalreporter.write_line(line)
+    if any(config.getoption(kind) for kind in KINDS) or "yours" in config.option.keyword:
         terminalreporter.write_line(f"--seed {config.stash[SEED]} draws the same tokens and times")
 
 

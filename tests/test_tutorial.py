@@ -1,7 +1,6 @@
 """The tutorial's blocks run in order and print what stands below them, its quotations are
 fudoki.py's own words, and nothing that the book is about is left out."""
 import ast
-import csv
 import io
 import math
 import re
@@ -54,9 +53,10 @@ def test_blocks_run_in_order(tmp_path, monkeypatch, capsys):
         assert bool(shown) == bool(printed), f"line {line}"
         if shown and not shown[1]:
             alike(printed, shown[2])
-        for file in re.findall(r'"(figures/\w+\.png)"', block[1]):
-            assert (tmp_path / file).exists() and file in text[block.end():]
-    assert len(found) > 20
+        for file in re.findall(r'"runs/(\w+\.png)"', block[1]):
+            assert (tmp_path / "runs" / file).exists()
+            assert f"(figures/{file})" in text[block.end():]
+    assert len(found) > 20 and [*tmp_path.iterdir()] == [tmp_path / "runs"]
 
 
 def test_a_result_that_differs_is_found():
@@ -132,6 +132,13 @@ def test_readme_counts_the_lines_of_code_and_is_short_itself():
         assert counted[name] <= limit, name
     assert "{fudoki}, {sample} and {train} lines of code".format(**counted) in README.read_text()
     assert sum(counted.values()) <= 1400 and len(README.read_text().splitlines()) <= 150
+
+
+def test_an_afternoon_is_enough_for_chapters_0_to_6_and_8():
+    chapters = re.split(r"^## \d+\. ", TUTORIAL.read_text(), flags=re.M)[1:]
+    afternoon = "".join(chapters[i] for i in (0, 1, 2, 3, 4, 5, 6, 8))
+    prose = re.sub(r"^```.*?^```$", "", afternoon, flags=re.S | re.M)
+    assert afternoon.count("\n") <= 1000 and len(prose.split()) <= 6500
 
 
 def test_no_name_hides_an_import():
@@ -453,7 +460,11 @@ def test_the_notebook_has_all_blocks_as_cells_and_quotations_as_text(monkeypatch
     text = TUTORIAL.read_text()
     cells = notebook(text)["cells"]
     code = ["".join(cell["source"]) + "\n" for cell in cells if cell["cell_type"] == "code"]
-    assert code == re.findall(r"^```python\n(.*?)^```$", text, re.S | re.M)
+    blocks = re.findall(r"^```python\n(.*?)^```$", text, re.S | re.M)
+    assert len(code) == len(blocks)
+    for cell, block in zip(code, blocks):                   # and then the picture that it saves
+        more = cell.removeprefix(block.strip("\n") + "\n")
+        assert more.count("Image(") == block.count("save_image("), cell
     prose = "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
     assert prose.count("```python ") == len(QUOTATION.findall(text))
     assert len({cell["id"] for cell in cells}) == len(cells)

@@ -1,4 +1,5 @@
 """tutorial.md as a notebook: blocks that run become cells, all else, quotations too, is text.
+Your pictures are shown below their cells and kept in runs/; the book's are in figures/.
 
     python tests/exercises/notebook.py tutorial.ipynb       then: jupyter lab tutorial.ipynb
 """
@@ -14,8 +15,11 @@ def notebook(text):
     """Markdown -> a notebook as a dictionary (nbformat 4)."""
     cells = []
     for k, part in enumerate(re.split(r"^```python\n(.*?)^```$", text, flags=re.S | re.M)):
+        saved = re.findall(r'"(runs/\w+\.png)"', part) if k % 2 else []
         if part.strip():
-            source = part.strip("\n").splitlines(keepends=True)
+            shown = "".join(f'\nfrom IPython.display import Image\nImage("{file}")'
+                            for file in saved)
+            source = (part.strip("\n") + shown).splitlines(keepends=True)
             code = dict(execution_count=None, outputs=[]) if k % 2 else {}
             cells.append(dict(cell_type="code" if k % 2 else "markdown", id=f"cell{k}",
                               metadata={}, source=source) | code)

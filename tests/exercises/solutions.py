@@ -43,9 +43,8 @@ def uniform_velocity(path, x_t, x_1, t):
 
 def metropolis(path, x_t, x_1, t, eta=1.):
     p_t, dl = fudoki.growth(path, x_t, x_1, t)
-    here = fudoki.entry(p_t, x_t)
-    both_ways = torch.minimum(p_t, here) / here.clamp(min=1e-30) / p_t.shape[-1]
-    return p_t * dl.relu() + eta * both_ways * ~path.one_hot(x_t)
+    accepted = (p_t / fudoki.entry(p_t, x_t).clamp(min=1e-30)).clamp(max=1)
+    return p_t * dl.relu() + eta * accepted / p_t.shape[-1] * ~path.one_hot(x_t)
 
 
 def stays(path, x_t, x_1, t, s):
@@ -53,6 +52,16 @@ def stays(path, x_t, x_1, t, s):
     change = path(x_1, s) - l_t
     ahead = (change - fudoki.entry(change, x_t)).relu()
     return 1 / (1 + (l_t.exp() * torch.expm1(ahead)).sum(-1))
+
+
+def mean_rates(path, t):
+    V, q = len(path.embedding), path.frequency / path.frequency.sum()
+    x_1, z = torch.cartesian_prod(torch.arange(V), torch.arange(V)).T
+    times = torch.full((V * V, 1), t)
+    u = fudoki.kinetic_optimal(path, z, x_1, times).view(V, V, V)                   # (x₁, z, x)
+    p_t = fudoki.entry(path(x_1, times).softmax(-1), z).view(V, V)                  # (x₁, z)
+    joint = q[:, None] * p_t
+    return torch.einsum("az, azx -> zx", joint / joint.sum(0), u)
 
 
 def linear_distance(path):
@@ -69,6 +78,20 @@ def linear_distance(path):
         i = (t * 1000).long().clamp(0, 999)
         return torch.lerp(table[i], table[i + 1], t * 1000 - i)
     return clock
+
+
+class Roundabout(fudoki.UniformPath):
+    """Most tokens are another one for a while."""
+
+    def logits(self, x_1, t):
+        friend = (x_1 + 1) % len(self.embedding)
+        return super().logits(x_1, t) + 60 * (t * (1 - t)) ** 2 * self.one_hot(friend)
+
+
+def claims():
+    c, u = torch.tensor([[3., 0.], [2., 2.]]) / 7, torch.tensor([[1., 4.], [2., 2.]]) / 9
+    points = torch.randn(32, 8, generator=torch.Generator().manual_seed(0))
+    return dict(a=True, b=Roundabout, c=True, d="uniform", e=True, f=(c, u), g=points, h=True)
 
 
 @fudoki.rowwise

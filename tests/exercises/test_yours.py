@@ -10,12 +10,12 @@ The number of tokens, their distances and frequencies, x₁, t and s are drawn a
 every run. The seed is printed, and --seed draws the same ones again.
 """
 import math
-import random
 import time
 
 import contract
 import pytest
 import torch
+from drawn import Drawn
 
 import fudoki
 import sample
@@ -25,37 +25,6 @@ N = 8_000                       # tokens that make a step
 ENDS = torch.logspace(-6, -1.5, 46)
 DENSE = torch.cat([torch.zeros(1), ENDS, torch.linspace(0.033, 0.967, 250), 1 - ENDS.flip(0),
                    torch.ones(1)])
-
-
-class Drawn:
-    """Tokens in a plane and how frequent they are, and times: another world for every seed."""
-
-    def __init__(self, seed, more=0):
-        self.chance = random.Random(seed + more)
-        self.V = self.chance.randint(4, 6) + 3 * more
-        cells = self.chance.sample(range(16), self.V)           # no two at the same place
-        self.places = torch.tensor([[i // 4 + 0.5 * self.chance.random(),
-                                     i % 4 + 0.5 * self.chance.random()] for i in cells])
-        self.frequency = torch.tensor([self.chance.randint(2, 40) for _ in range(self.V)])
-
-    def times(self, n, least=0.02, most=0.98):
-        """n times, one in each n-th of this range."""
-        width = (most - least) / n
-        return [least + width * (i + self.chance.random()) for i in range(n)]
-
-    def tokens(self, n):
-        return self.chance.sample(range(self.V), min(n, self.V))
-
-
-@pytest.fixture
-def both(seed):
-    """Two, of different numbers of tokens."""
-    return Drawn(seed), Drawn(seed, more=1)
-
-
-@pytest.fixture
-def drawn(both):
-    return both[0]
 
 
 def wrong(message):
