@@ -270,6 +270,16 @@ def short(number, digits=2):
     return f"{number:.{digits}f}".removeprefix("0")
 
 
+def test_what_the_answers_say_of_settings_was_measured(tables, book):
+    rows = {row.split(" | ")[0]: row.split(" | ") for row in tables.trainings()}
+    preset, adamw, even = ([rows[f"| {name}"][k].split(" / ")[0] for k in (2, 4)] for name in (
+        "as the preset", "AdamW, learning rate .003", "t = u"))
+    draws, reads = ([short(float(row[k])) for row in (adamw, preset)] for k in (0, 1))
+    assert (f"AdamW draws {draws[0]} of the digits and Muon {draws[1]}; reading suffers less, "
+            f"{reads[0]} against {reads[1]}.") in book
+    assert f"the drawings are worse, {short(float(even[0]))}" in book
+
+
 def test_what_is_said_of_sampling_was_measured(tables, book):
     def caption(**options):
         return tables.share(tables.cell(steps="8", **options), "caption")

@@ -6,7 +6,8 @@ children's stories from its weights and from random ones, in equal steps:
 
 START: pretrained; random (all weights); layers (all but the words are random); lower (the lower
 half of the layers is random); frozen (layers are pretrained and stay as they are); noshift;
-uniform (another path); small (another trunk, that of the toy). What is in body.csv is skipped.
+uniform (another path); adamw; small (another trunk, that of the toy). random@6e-3 has another
+learning rate than the preset's. What is in body.csv is skipped.
 
 Rows are validations, by the averaged weights: the held-out cross-entropy of a modality at ten
 noise levels, and after the last step what is right of the report's drawings and readings, of
@@ -35,8 +36,9 @@ RANDOM = dict(random="", layers=r"body\.layers\.", lower=r"body\.layers\.(\d+)\.
 
 def flags(data, start, given):
     """Of train.py."""
+    start, _, lr = start.partition("@")
     body = ["--backbone", given.lm]
-    text = ["--text", given.text, "--batch", "16", "--length", "128",
+    text = ["--text", given.text, "--batch", str(given.batch), "--length", str(given.length),
             "--optimizer", "muon", "--lr", "2e-2"]
     where = {"digits": ["--preset", "ar", *study.where(given)],
              "scenes": ["--preset", "scenes", "--lr", "2e-2", *body],
@@ -44,11 +46,13 @@ def flags(data, start, given):
     if start == "small":
         where = ["--preset", dict(digits="toy", scenes="scenes")[data], *study.where(given)]
     return where + {"noshift": ["--trunk-options", "shift=False"],
-                    "uniform": ["--path", "uniform"]}.get(start, [])
+                    "uniform": ["--path", "uniform"], "adamw": ["--optimizer", "adamw"]}.get(
+                        start, []) + ["--lr", lr] * bool(lr)
 
 
 def begin(model, start):
     """Makes some weights of the body random, or keeps them from learning."""
+    start = start.partition("@")[0]
     body, half = model.net.trunk, model.hparams.trunk_options["config"]["num_hidden_layers"] / 2
     if start in RANDOM:
         fresh = fudoki.Backbone(**model.hparams.trunk_options).state_dict()
@@ -125,6 +129,8 @@ if __name__ == "__main__":
     parser.add_argument("--data-dir", help="a folder that holds MNIST/raw")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--steps", type=int, help=f"default: {STEPS}")
+    parser.add_argument("--batch", type=int, default=16, help="windows of stories (default: 16)")
+    parser.add_argument("--length", type=int, default=128, help="of a window (default: 128)")
     parser.add_argument("--plot", action="store_true", help="figures/body.png from the CSV")
     given = parser.parse_args()
     if given.plot:
