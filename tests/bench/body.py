@@ -5,9 +5,10 @@ children's stories from its weights and from random ones, in equal steps:
     python tests/bench/body.py --plot           figures/body.png
 
 START: pretrained; random (all weights); layers (all but the words are random); lower (the lower
-half of the layers is random); frozen (layers are pretrained and stay as they are); noshift;
-uniform (another path); adamw; small (another trunk, that of the toy). random@6e-3 has another
-learning rate than the preset's. What is in body.csv is skipped.
+half of the layers is random); frozen (layers are pretrained and stay as they are); stages (words
+stay as they are for a third of the steps); noshift; uniform (another path); adamw; small (another
+trunk, that of the toy). random@6e-3 has another learning rate than the preset's. What is in
+body.csv is skipped.
 
 Rows are validations, by the averaged weights: the held-out cross-entropy of a modality at ten
 noise levels, and after the last step what is right of the report's drawings and readings, of
@@ -50,7 +51,7 @@ def flags(data, start, given):
                         start, []) + ["--lr", lr] * bool(lr)
 
 
-def begin(model, start):
+def begin(model, start, steps):
     """Makes some weights of the body random, or keeps them from learning."""
     start = start.partition("@")[0]
     body, half = model.net.trunk, model.hparams.trunk_options["config"]["num_hidden_layers"] / 2
@@ -60,6 +61,8 @@ def begin(model, start):
         body.load_state_dict({name: fresh[name] for name, match in found.items() if match and (
             not match.groups() or int(match[1]) < half)}, strict=False)
     body.body.layers.requires_grad_(start != "frozen")
+    if start == "stages":
+        model.on_train_batch_start = lambda rows, i: body.words.requires_grad_(i >= steps / 3) and 0
 
 
 def measured(data, start, seed, given, table):
@@ -69,7 +72,7 @@ def measured(data, start, seed, given, table):
                                  str(steps), "--val-every", str(max(1, steps // 5))])
     model, world.sample = world.build(run), lambda model, path: None
     if start != "small":
-        begin(model, start)
+        begin(model, start, steps)
 
     with tempfile.TemporaryDirectory() as folder:
         study.trained(run, world, model, folder)
