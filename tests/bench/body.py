@@ -62,7 +62,8 @@ def begin(model, start, steps):
             not match.groups() or int(match[1]) < half)}, strict=False)
     body.body.layers.requires_grad_(start != "frozen")
     if start == "stages":
-        model.on_train_batch_start = lambda rows, i: body.words.requires_grad_(i >= steps / 3) and 0
+        third = steps / 3
+        model.on_train_batch_start = lambda rows, i: body.words.requires_grad_(i >= third) and 0
 
 
 def measured(data, start, seed, given, table):
