@@ -28,4 +28,5 @@ def notebook(text):
 
 
 if __name__ == "__main__":
-    Path(sys.argv[1]).write_text(json.dumps(notebook(TUTORIAL.read_text()), indent=1))
+    book = notebook(TUTORIAL.read_text("utf-8"))
+    Path(sys.argv[1]).write_text(json.dumps(book, indent=1), "utf-8")
