@@ -1,4 +1,5 @@
 """figures/play.html has fudoki.py's numbers, and works in a browser: light, dark, on a phone."""
+import base64
 import itertools
 import json
 import re
@@ -42,7 +43,24 @@ def test_the_page_has_the_numbers_of_the_project():
         assert (torch.tensor(its["flux"]) - flux).abs().max() < 0.02 + 0.05 * flux.max(), case
 
 
-@pytest.fixture
+def test_generations_are_recorded_whole():
+    shows = json.loads(re.search(r'type="application/json">(.*?)</script>',
+                                 PAGE.read_text("utf-8"), re.S)[1])
+    assert shows
+    for show in shows:
+        patches = len(base64.b64decode(show["codes"])) // (show["patch"] ** 2 * show["channels"])
+        assert set(show["paths"]) >= {"metric", "uniform", "mask"}
+        for name, run in show["paths"].items():
+            n, N = len(run["predictions"]), show["side"] ** 2
+            assert len(run["states"]) == len(run["times"]) == n + 1
+            assert all(len(state) == N for state in run["states"] + run["predictions"])
+            known = {*sum(run["states"], []), *(i for prediction in run["predictions"]
+                                                for place in prediction for i, _ in place)}
+            assert max(known) < patches - (name != "mask")      # the last one is [MASK]
+        assert {*show["paths"]["mask"]["states"][0]} == {patches - 1}
+
+
+@pytest.fixture(scope="module")
 def browser():
     api = pytest.importorskip("playwright.sync_api", reason="playwright looks at the page")
     where = shutil.which("chromium") or shutil.which("google-chrome")
@@ -80,6 +98,13 @@ def test_the_page_works_in_a_browser(browser, width, scheme):
     page.click("#again")
     page.click("#play")
     page.wait_for_function("document.getElementById('t').value > 0.02")
+
+    for k in range(9):
+        move("k", k)
+        page.hover("#draws-metric")
+    assert "This is the end." in page.text_content("#place")
+    move("k", 3)
+    assert "Likeliest:" in page.text_content("#place")
 
     paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (paper == "rgb(255, 255, 255)") == (scheme == "light") and not said
