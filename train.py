@@ -266,8 +266,10 @@ def load_backbone(run):
     quiet.disable_progress_bar()
     try:
         words = AutoTokenizer.from_pretrained(run.backbone)
-        model = AutoModelForCausalLM.from_pretrained(run.backbone, use_safetensors=True,
-                                                     dtype="float32")
+        model, loaded = AutoModelForCausalLM.from_pretrained(
+            run.backbone, use_safetensors=True, dtype="float32", output_loading_info=True)
+        if lost := sorted({*loaded["missing_keys"], *loaded["unexpected_keys"]}):
+            raise ValueError(f"its file lacks weights, or has others: {', '.join(lost[:4])}")
         tokens = Tokenizer.from_str(words.backend_tokenizer.to_str())
         n, eos = max(tokens.get_vocab().values()) + 1, words.eos_token_id
         if eos is None or n > len(model.get_input_embeddings().weight):

@@ -229,8 +229,8 @@ def check_trunk(name, options, tokens):
 
 
 def check_backbone(trunk, model, n):
-    """A trunk made of a causal language model has the model's own logits when it looks back only,
-    and the last of n tokens changes what it says of all others."""
+    """A trunk made of a causal language model has the model's own logits when it looks back only;
+    the last of n tokens changes what it says of all others; and padding changes nothing."""
     words, head = trunk.vocabulary["text"]
     few, x = torch.arange(3)[None], torch.arange(n)[None] % len(words.weight)
     try:
@@ -246,6 +246,13 @@ def check_backbone(trunk, model, n):
                 for i in (0, 1))        # two sequences that differ in the last token
         if not (a != b).any(-1).all():
             raise ValueError("its mask cannot be taken away, what comes later changes nothing")
+
+        # the second token is padding; what is said of the third is read from its own state
+        visible = torch.arange(n)[None] != 1
+        a, b = (trunk(words(x.index_fill(1, torch.tensor(1), i)), places, visible, None)[:, 3:]
+                for i in (0, 1))
+        if not torch.allclose(a, b, atol=1e-3 * a.std().item()):
+            raise ValueError("padding changes what it says of other tokens")
     except Exception as error:          # a family may fail in its own way
         raise InputError(f"the backbone {model.name_or_path} ({model.config.model_type}) cannot "
                          f"be made to look both ways: {first_line(error)}") from error

@@ -143,10 +143,14 @@ def test_special_tokens_are_neither_added_nor_left_out():
     ("gpt2", FAMILIES["gpt2"] | dict(n_positions=12), "index out of range"),
     ("gemma2", COMMON | dict(head_dim=8, final_logit_softcapping=0.1), "logits are not those"),
     ("granite", COMMON | dict(logits_scaling=8., embedding_multiplier=12.), "logits are not"),
-    ("cohere", COMMON | dict(logit_scale=0.06), "logits are not those of its head")])
+    ("cohere", COMMON | dict(logit_scale=0.06), "logits are not those of its head"),
+    ("lfm2", COMMON | dict(layer_types=["conv", "full_attention"]), "padding changes what it")])
 def test_what_cannot_be_a_trunk_is_refused_by_name(family, options, says):
+    torch.manual_seed(0)
     config = AutoConfig.for_model(family, **options)
     causal = AutoModelForCausalLM.from_config(config).eval()
+    for p in causal.parameters():                               # as if it had learned something
+        p.data += 0.1 * torch.randn_like(p)
     trunk = fudoki.Backbone(config.to_dict(), 0, pretrained=causal)
     with pytest.raises(sample.InputError, match=rf"backbone .*\({family}\) .*{says}"):
         contract.check_backbone(trunk, causal, 12)

@@ -300,6 +300,21 @@ def test_backbones_that_cannot_be_used_are_said_before_the_training(backbone, he
     assert not Path("runs").exists()
 
 
+def test_weights_that_would_not_be_loaded_are_said(backbone, here, capsys):
+    """As torch.compile names them, and one that is not there."""
+    from safetensors.torch import load_file, save_file
+    Path("story.txt").write_text(STORY * 150)
+    weights, arguments = load_file("lm/model.safetensors"), "--preset ar --backbone lm --text " \
+        "story.txt --length 16".split()
+    for changed in ({f"_orig_mod.{name}": w for name, w in weights.items()},
+                    {name: w for name, w in weights.items() if "layers.0.mlp.up" not in name}):
+        save_file(changed, "lm/model.safetensors", metadata={"format": "pt"})
+        said = complaint(capsys, train.main, *arguments)
+        assert "the backbone lm cannot be loaded" in said
+        assert "its file lacks weights, or has others: " in said
+    assert "model.layers.0.mlp.up_proj.weight" in said and not Path("runs").exists()
+
+
 def test_ids_that_no_text_has_are_no_noise(backbone, here):
     """Some vocabularies are longer than their tokenizer, so that a GPU likes the size. These
     weights are in bfloat16, in several files."""
