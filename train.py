@@ -455,15 +455,15 @@ def metadata(folder):
     path = next(iter(folder.glob("metadata.jsonl")), folder / "metadata.csv")
     try:
         with open(path, encoding="utf-8-sig", newline="") as lines:
-            rows = map(json.loads, lines) if path.suffix == ".jsonl" else csv.DictReader(lines)
+            rows = (map(json.loads, lines) if path.suffix == ".jsonl" else
+                    csv.DictReader(lines, strict=True, restkey="text"))     # too many: no text
             pairs = [(folder / row["file_name"], row["text"].strip()) for row in rows]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, csv.Error) as error:
-        raise InputError(f"{path} has to be in UTF-8 with the columns file_name and text: "
-                         f"{error!r}") from error
+        raise InputError(f"{path} has to be in UTF-8 with the columns file_name and text, a text "
+                         f"with commas or line breaks in quotation marks: {error!r}") from error
 
-    for file, text in pairs:
-        if not re.search(r"\w", text):
-            raise InputError(f"{path}: {file.name} has no text")
+    if empty := [file.name for file, text in pairs if not re.search(r"\w", text)]:
+        raise InputError(f"{path}: {empty[0]} has no text")
     return pairs
 
 
@@ -476,15 +476,15 @@ class Folder(Pictures):
                       "the columns file_name and text"))
 
     def __init__(self, run):
-        folder, pictures, rows = pathlib.Path(run.data), {}, []
+        folder, known, rows = pathlib.Path(run.data), {}, []
         for file, text in metadata(folder):
-            if file not in pictures:
-                image = middle_square(open_picture(file), run.image_size, 3)
-                pictures[file] = zlib.crc32(file.read_bytes()), image
-            rows.append((*pictures[file], re.sub("_{3,}", "__", text)))     # "___" is a blank
+            if file not in known:
+                image = open_picture(file).convert("RGB")
+                known[file] = zlib.crc32(image.tobytes()), middle_square(image, run.image_size, 3)
+            rows.append((*known[file], re.sub("_{3,}", "__", text)))        # "___" is a blank
 
-        # a picture's tenth follows from its checksum, so that copies stay together
-        sums = sorted({checksum for checksum, _ in pictures.values()}, key=lambda c: (c % 10, c))
+        # a picture's tenth follows from its pixels, so that copies in any format stay together
+        sums = sorted({checksum for checksum, _ in known.values()}, key=lambda c: (c % 10, c))
         if len(sums) < 20:
             raise InputError(f"{folder} has {len(sums)} different pictures; 20 are needed")
         parts = [], [], []
