@@ -836,8 +836,8 @@ def train(argv):
         report(model, data, run, {}, folder / "report.csv", training_steps=trainer.global_step,
                minutes=f"{minutes:.2f}", samples_per_s=f"{rate:.1f}",
                command=" ".join(["python train.py", *argv]))
-        print(f"\n{minutes:.1f} minutes, {rate:.1f} samples/s in training; model and samples are "
-              f"in {folder}. Next:\n  python sample.py {data.prompt!r}")
+        print(f"\n{minutes:.1f} minutes, {rate:.1f} samples/s in training; model and samples: "
+              f"{folder}. Next:\n  python sample.py", json.dumps(data.prompt, ensure_ascii=False))
 
 
 @command

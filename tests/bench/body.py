@@ -45,7 +45,8 @@ def flags(data, start, given):
              "scenes": ["--preset", "scenes", "--lr", "2e-2", *body],
              "stories": ["--preset", "ar", *text]}[data] + body
     if start == "small":
-        where = ["--preset", dict(digits="toy", scenes="scenes")[data], *study.where(given)]
+        where = {"digits": ["--preset", "toy", *study.where(given)],
+                 "scenes": ["--preset", "scenes"]}[data]
     return where + {"noshift": ["--trunk-options", "shift=False"],
                     "uniform": ["--path", "uniform"], "adamw": ["--optimizer", "adamw"]}.get(
                         start, []) + ["--lr", lr] * bool(lr)
@@ -70,8 +71,11 @@ def measured(data, start, seed, given, table):
     """One training, and its rows."""
     steps = given.steps or STEPS[data]
     run, world = study.prepared([*flags(data, start, given), "--seed", str(seed), "--steps",
-                                 str(steps), "--val-every", str(max(1, steps // 5))])
+                                 str(steps), "--val-every", str(steps // given.validations)])
     model, world.sample = world.build(run), lambda model, path: None
+    if data == "stories":
+        training, held_out = world.tokens(model)
+        world.tokens = lambda model: (training, {"text": held_out["text"][:given.windows]})
     if start != "small":
         begin(model, start, steps)
 
@@ -135,6 +139,8 @@ if __name__ == "__main__":
     parser.add_argument("--steps", type=int, help=f"default: {STEPS}")
     parser.add_argument("--batch", type=int, default=16, help="windows of stories (default: 16)")
     parser.add_argument("--length", type=int, default=128, help="of a window (default: 128)")
+    parser.add_argument("--windows", type=int, help="of held-out stories (default: all)")
+    parser.add_argument("--validations", type=int, default=5, help="how many (default: 5)")
     parser.add_argument("--plot", action="store_true", help="figures/body.png from the CSV")
     given = parser.parse_args()
     if given.plot:
