@@ -5,6 +5,8 @@ import io
 import math
 import re
 import statistics
+import subprocess
+import sys
 import tokenize
 from pathlib import Path
 
@@ -481,3 +483,24 @@ def test_the_notebook_has_all_blocks_as_cells_and_quotations_as_text(monkeypatch
     namespace = {}
     for cell in code[2:4]:                                              # chapter 1 by itself
         exec("import torch\n" + cell, namespace)
+
+
+def test_a_notebook_fetches_the_project_where_it_is_not_beside_it(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "tests" / "exercises")
+    import notebook
+    first = notebook.notebook(TUTORIAL.read_text(), "https://there/fudoki")["cells"][0]
+    ran = []
+
+    def run(command, check):
+        ran.append(command)
+        Path(command[-1]).mkdir() if "clone" in command else None
+    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.chdir(tmp_path)
+    exec("".join(first["source"]), {})
+    assert ran[0][:2] == ["git", "clone"] and "https://there/fudoki" in ran[0]
+    assert ran[1][1:4] == ["-m", "pip", "install"] and Path.cwd() == tmp_path / "fudoki"
+
+    Path("fudoki.py").touch()                               # beside it: nothing is fetched
+    exec("".join(first["source"]), {})
+    assert len(ran) == 2 and sys.path[0] == str(Path.cwd())

@@ -32,6 +32,8 @@ import sample
 STEPS = dict(digits=1000, scenes=5000, stories=430)
 TIMES = [f"t{(i + 0.5) / 10:.2f}" for i in range(10)]
 KEYS = "data model start seed steps step modality".split()
+SHOWN = [("lower", "lower layer random", "C1"), ("random", "all random", "C3"),
+         ("random@6e-3", "all random, .006", "C2")]
 RANDOM = dict(random="", layers=r"body\.layers\.", lower=r"body\.layers\.(\d+)\.")
 
 
@@ -106,23 +108,26 @@ def measured(data, start, seed, given, table):
 
 
 def plot():
+    """The last cross-entropy at each noise level, less that from the pretrained weights."""
     import matplotlib
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
-    found = list(csv.DictReader((study.ROOT / "tests/bench/body.csv").open()))
+    found = {tuple(row[k] for k in ("data", "modality", "start", "seed")): row for row in
+             csv.DictReader((study.ROOT / "tests/bench/body.csv").open(encoding="utf-8"))
+             if row["step"] == row["steps"] and row["model"] == "story-656K"}
     panels = [("digits", "image"), ("scenes", "image"), ("stories", "text")]
     figure, axes = plt.subplots(1, len(panels), figsize=(12, 3.3))
-    for axis, (data, modality) in zip(axes, panels):
-        for start, colour in {"pretrained": "C0", "random": "C3", "lower": "C1", "frozen": "C2",
-                              "small": "C7"}.items():
-            for seed in ("0", "1"):
-                mine = [row for row in found if (data, modality, start, seed) == tuple(
-                    row[k] for k in ("data", "modality", "start", "seed"))]
-                axis.plot([int(row["step"]) for row in mine], [float(row["loss"]) for row in mine],
-                          colour, marker=".", label=start if mine and seed == "0" else None)
-        axis.set(title=f"{data}: {modality} tokens", xlabel="training steps")
+    for axis, panel in zip(axes, panels):
+        axis.axhline(0, color="C0", label="pretrained")
+        for (start, name, colour), seed in itertools.product(SHOWN, "01"):
+            pair = [found.get((*panel, which, seed)) for which in (start, "pretrained")]
+            if all(pair):
+                its, usual = ([float(row[t]) for t in TIMES] for row in pair)
+                axis.plot([float(t[1:]) for t in TIMES], [a - b for a, b in zip(its, usual)],
+                          colour, marker=".", label=name if seed == "0" else None)
+        axis.set(title=f"{panel[0]}: {dict(image='patches', text='words')[panel[1]]}", xlabel="t")
         axis.legend(fontsize=8)
-    axes[0].set_ylabel("held-out cross-entropy")
+    axes[0].set_ylabel("nats more than pretrained")
     plt.tight_layout()
     plt.savefig(study.ROOT / "figures/body.png", dpi=110)
 

@@ -26,6 +26,10 @@ GIVEN = {"moving": "as noisy as the rest", "still": "clean"}
 ABILITIES = "single", "two", "counting", "colours", "position", "attribution"
 QUESTIONS = "colour", "count", "position", "presence"
 PRESETS = {"adapted": "ar --backbone story-656K"}       # of reports that have another name
+STARTS = {"pretrained": "pretrained", "lower": "the lower layer random",
+          "random": "all random", "random@6e-3": "all random, learning rate .006",
+          "frozen": "layers stay as they are", "stages": "words stay at first",
+          "small": "the small trunk"}
 WAYS = {"state": "as it is", "draft": "noise of t = {} added", "told": "told which"}
 
 
@@ -74,6 +78,20 @@ def noises():
         found.append(f"| {name} | {', '.join(format(float(r['loss']), '.2f') for r in some)} | "
                      f"{', '.join(format(float(r['bits']), '.1f') for r in some)} |")
     return found
+
+
+def pretraining():
+    """The table of what the weights of a language model's body bring, by body.csv."""
+    last = [row for row in rows("body") if row["model"] == "story-656K" and row["right"]]
+
+    def cell(start, data, modality, column, digits):
+        return ", ".join(f"{float(row[column]):.{digits}f}".removeprefix("0") for row in last if (
+            row["start"], row["data"], row["modality"]) == (start, data, modality))
+    columns = [("digits", "image", "right", 2), ("digits", "text", "right", 2),
+               ("scenes", "image", "right", 2), ("scenes", "text", "right", 2),
+               ("stories", "text", "loss", 2), ("stories", "text", "right", 1)]
+    return [f"| {name} | " + " | ".join(cell(start, *column) for column in columns) + " |"
+            for start, name in STARTS.items()]
 
 
 def corpora():
