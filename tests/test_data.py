@@ -380,6 +380,8 @@ def test_the_real_language_model_writes_words(here):
     free = {"text": torch.arange(32).expand(64, 32) == 31}  # as in its training: the last token
     pretrained = model.loss(x_1, free, 0.)[0].item()
     random = fudoki.Backbone(**model.hparams.trunk_options)
+    assert [f"{trunk.words.weight.std():.2f}" for trunk in (model.net.trunk, random)] == [
+        "0.50", "0.02"]                                     # as the book says (chapter 10)
     model.net.trunk.load_state_dict(random.state_dict())
     assert pretrained < model.loss(x_1, free, 0.)[0].item() - 1
 

@@ -247,6 +247,32 @@ def test_what_is_said_of_the_small_model_was_measured(tables, book):
         if row["start"] == start)) in book
 
 
+def test_what_is_said_of_pretraining_was_measured(tables, book):
+    last = {tuple(row[k] for k in ("data", "modality", "start", "seed")): row for row in
+            tables.rows("body") if row["right"] and row["model"] == "story-656K"}
+
+    def both(data, modality, start, column):
+        return [float(last[data, modality, start, seed][column]) for seed in "01"]
+    patches = {start: both("digits", "image", start, "loss") for start in ("random", "pretrained")}
+    assert ("nearly that from pretrained weights, {} and {} against {} and {}".format(
+        *(short(loss) for pair in patches.values() for loss in pair))) in book
+    right = {start: both("digits", "image", start, "right") for start in (
+        "random", "pretrained", "random@6e-3", "frozen")}
+    assert max(right["random"]) < min(right["pretrained"]) / 3          # "less than a third"
+    assert min(right["random@6e-3"]) > sum(right["pretrained"]) / 2
+    assert {short(share) for share in right["frozen"]} == {".05"}
+
+    def more(t):                                                        # at a noise level
+        pairs = (both("digits", "image", start, t) for start in ("random", "pretrained"))
+        return [a - b for a, b in zip(*pairs)]
+    assert f"up to {short(max(more('t0.05') + more('t0.15')))} nats more" in book
+    assert max(more("t0.95")) < 0
+    words = [both("stories", "text", start, "loss") for start in ("layers", "pretrained")]
+    assert max(abs(a - b) for a, b in zip(*words)) < 0.05
+    assert last["scenes", "image", "small", "0"]["right"] > last[
+        "scenes", "image", "pretrained", "0"]["right"]
+
+
 def test_neighbours_are_those_of_the_study():
     found = (ROOT / "tests/bench/neighbours.txt").read_text()
     table = found.index("exponent")

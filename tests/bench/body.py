@@ -32,7 +32,7 @@ import sample
 STEPS = dict(digits=1000, scenes=5000, stories=430)
 TIMES = [f"t{(i + 0.5) / 10:.2f}" for i in range(10)]
 KEYS = "data model start seed steps step modality".split()
-SHOWN = [("lower", "lower layer random", "C1"), ("random", "all random", "C3"),
+SHOWN = [("layers", "layers random", "C1"), ("random", "all random", "C3"),
          ("random@6e-3", "all random, .006", "C2")]
 RANDOM = dict(random="", layers=r"body\.layers\.", lower=r"body\.layers\.(\d+)\.")
 

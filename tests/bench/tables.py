@@ -27,6 +27,7 @@ ABILITIES = "single", "two", "counting", "colours", "position", "attribution"
 QUESTIONS = "colour", "count", "position", "presence"
 PRESETS = {"adapted": "ar --backbone story-656K"}       # of reports that have another name
 STARTS = {"pretrained": "pretrained", "lower": "the lower layer random",
+          "layers": "both layers random",
           "random": "all random", "random@6e-3": "all random, learning rate .006",
           "frozen": "layers stay as they are", "stages": "words stay at first",
           "small": "the small trunk"}
@@ -90,8 +91,9 @@ def pretraining():
     columns = [("digits", "image", "right", 2), ("digits", "text", "right", 2),
                ("scenes", "image", "right", 2), ("scenes", "text", "right", 2),
                ("stories", "text", "loss", 2), ("stories", "text", "right", 1)]
-    return [f"| {name} | " + " | ".join(cell(start, *column) for column in columns) + " |"
-            for start, name in STARTS.items()]
+    lines = [f"| {name} | " + " | ".join(cell(start, *column) for column in columns) + " |"
+             for start, name in STARTS.items()]
+    return [line.replace("|  ", "| ").replace("|  ", "| ") for line in lines]
 
 
 def corpora():
