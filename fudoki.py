@@ -33,6 +33,13 @@ from torch import nn
 CHUNK = 2 ** 19     # elements of a (rows, V) array computed at once: fits a CPU's cache; GPU: × 32
 
 
+@functools.cache
+def definitions(file, changed):
+    """{name: object} of a Python file, which is run again only if the time of its last change is
+    another one."""
+    return runpy.run_path(file)
+
+
 class Registry(dict):
     """Things by their names.
 
@@ -55,13 +62,12 @@ class Registry(dict):
                     and b"fudoki" in source.read_bytes()):
                 self.files |= {str(source)} if ":" in name else set()
                 try:
-                    found = runpy.run_path(str(source))
+                    found = definitions(str(source), source.stat().st_mtime_ns)
                 except (Exception, SystemExit) as error:
                     raise ImportError(f"{source} cannot be read") from error
                 if what not in found:
                     raise LookupError(f"{source} has no {what}")
-                self[name] = found[what]
-                return self[name]
+                return found[what]
 
         raise LookupError(f"invalid choice: {name!r} (choose from {', '.join(self)} or FILE:NAME, "
                           "as my:Path for the Path of my.py, a file here that mentions fudoki)")
@@ -665,6 +671,7 @@ class Fudoki(L.LightningModule):
             .on(clock) for m, kind in self.tokens.items()})
         known = {"pretrained": pretrained} if pretrained else {}
         self.net = Network(self.tokens, self.paths, TRUNKS[trunk](**trunk_options or {}, **known))
+        self.position_loss = LOSSES[loss]
 
     # -- training: corrupt what is free, predict what was there
 
@@ -729,8 +736,7 @@ class Fudoki(L.LightningModule):
         """Lightning's hook: every row finds one modality, given the others. Some batches have not
         all modalities: guidance needs predictions without the condition."""
         present = {m: x for m, x in x_1.items() if torch.rand(()) >= self.hparams.drop} or x_1
-        loss, accuracy = self.loss(present, self.task(present),
-                                   position_loss=LOSSES[self.hparams.loss])
+        loss, accuracy = self.loss(present, self.task(present), position_loss=self.position_loss)
         if len(present) < len(x_1) and torch.distributed.is_initialized():
             loss = loss + 0 * sum(p.sum() for p in self.net.parameters())   # DDP wants all of them
         self.log_dict({"loss": loss, "accuracy": accuracy}, prog_bar=True)

@@ -116,12 +116,13 @@ def check_parts(options):
 
 
 def open_model(path=None):
-    """The model of a checkpoint and its path, by default the newest under runs/, ready to sample,
-    on the GPU if there is one. InputError: none there, damaged, or of something else."""
-    found = sorted(pathlib.Path("runs").glob("*/*.ckpt"), key=lambda p: p.stat().st_mtime)
-    if path is None and not found:
-        raise InputError("no checkpoint under runs/; train one first: python train.py")
-    path = pathlib.Path(path or found[-1])
+    """The model of a checkpoint and its path, ready to sample, on the GPU if there is one. `toy`
+    and `scenes` come along, in tests/weights/; the default is the newest under runs/, or else
+    `toy`. InputError: it is not there, damaged, or of something else."""
+    runs = sorted(pathlib.Path("runs").glob("*/*.ckpt"), key=lambda p: p.stat().st_mtime)
+    path = pathlib.Path(path or (runs or ["toy"])[-1])
+    comes_along = pathlib.Path(__file__).parent / f"tests/weights/{path}.ckpt"
+    path = comes_along if comes_along.is_file() else path
     saved = opened(path)
 
     try:
@@ -418,8 +419,8 @@ def parse(argv=None):
     add("--from", type=number(float, 0, 0.999), dest="from_t", metavar="T",
         help="start from the picture as it is at time T, from 0 (noise) to 1 (untouched)")
 
-    add("--checkpoint", help="default: the newest under runs/")
-    add("--n", type=number(int, 1), help="pictures to draw (default: 16), texts to write (1)")
+    add("--checkpoint", help="a file, toy or scenes (default: newest under runs/, else toy)")
+    add("--n", type=number(int, 1, 1000), help="pictures (default: 16) or texts (default: 1)")
     add("--best-of", type=number(int, 1), default=1, metavar="N",
         help="draw N times as many; keep those in which the model reads their caption best")
     add("--seed", type=number(int, *SEED), help="default: a new one every time")

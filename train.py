@@ -12,8 +12,8 @@
                                                 with any options of generation: score --help
 
 Pictures with captions are learned in both directions, drawing and reading; texts are written,
-continued and completed. What it writes is in runs/<preset>/: model.ckpt, samples/, report.csv
-and the log of every run.
+continued and completed. What it writes is in runs/<preset>/, or runs/<name>/ with --name:
+model.ckpt, samples/, report.csv and the log of every run.
 """
 import os
 
@@ -120,9 +120,9 @@ def add_flags(parser, known):
         parser.add_argument("--" + name.replace("_", "-"), **how, help=about.replace("%", "%%"))
 
 
-def folder_of(preset):
-    """The folder of its runs."""
-    return pathlib.Path("runs", re.sub(r"\W", "_", preset))
+def folder_of(run):
+    """The folder of a run, by its name or its preset."""
+    return pathlib.Path("runs", re.sub(r"\W", "_", run.name or run.preset))
 
 
 def settings(path):
@@ -139,7 +139,8 @@ def parse(argv=None):
     resumed, and flags, each over the ones before. InputError: they do not go together."""
     early = argparse.ArgumentParser(prog="train.py", add_help=False, allow_abbrev=False)
     early.add_argument("--preset", **named(DATA), help="kind of data, with settings for it")
-    early.add_argument("--resume", action="store_true", help="go on from runs/<preset>/model.ckpt")
+    early.add_argument("--name", help="the run's folder is runs/<name>/ (default: the preset)")
+    early.add_argument("--resume", action="store_true", help="go on from that folder's model.ckpt")
     first, others = early.parse_known_args(argv)
     flags = {word.partition("=")[0] for word in others}
     preset = first.preset or ("folder" if "--data" in flags else "toy")
@@ -153,23 +154,15 @@ def parse(argv=None):
     given = {k: v for k, v in vars(parser.parse_args(argv)).items() if v is not None}
     given |= {k: dict(given[k]) for k in ("path_options", "trunk_options") if k in given}
 
-    saved, path = {}, folder_of(preset) / "model.ckpt"
+    saved, first.preset = {}, preset
     if first.resume:
-        saved, _ = settings(path)
-        for name in given.keys() - {"preset", "resume", *RUN, *DATA[preset].anew}:
+        saved, _ = settings(path := folder_of(first) / "model.ckpt")
+        for name in given.keys() - {*vars(first), *RUN, *DATA[preset].anew}:
             if given[name] != saved.get(name):
                 raise InputError(f"--{name.replace('_', '-')} {given[name]} contradicts {path}, "
                                  f"which has {saved.get(name)}: leave it out")
     usual = {k: v[0] for k, v in known.items()}
-    run = argparse.Namespace(**usual | saved | given | dict(preset=preset))
-
-    if run.trunk == "backbone" and not run.backbone:
-        raise InputError("--trunk backbone needs a --backbone to start from")
-    if run.backbone and run.path == "mask":
-        raise InputError("--path mask needs a token that the backbone does not have")
-    if run.trunk == "blocks" and not run.backbone and run.width % (4 * run.heads):
-        raise InputError(f"--width {run.width} is no multiple of 4·heads = {4 * run.heads}")
-    return run
+    return argparse.Namespace(**usual | saved | given | vars(first))
 
 
 # -------------------------------------------------------------------------- 2. digits and captions
@@ -235,8 +228,8 @@ def tokenizer(texts, characters=False, eos=()):
             normalizers.NFC(), normalizers.BertNormalizer(strip_accents=False)])
         made.pre_tokenizer, made.decoder = pre_tokenizers.Whitespace(), decoders.WordPiece()
 
-    made.train_from_iterator(texts, trainers.WordLevelTrainer(
-        vocab_size=2 ** 20, show_progress=False))
+    trainer = trainers.WordLevelTrainer(vocab_size=2 ** 20, show_progress=False)
+    made.train_from_iterator((line for text in texts for line in text.splitlines(True)), trainer)
     made.add_tokens([*eos])
     return made.to_str()
 
@@ -545,10 +538,10 @@ class Corpus(Data):
 
     def stream(self, words, text, eos):
         """A long text as tokens (N,); a backbone's closing token stands between its documents."""
-        if eos is None:
-            return torch.tensor(words.ids(text))
-        documents = [words.ids(part.strip()) + [eos] for part in text.split("<|endoftext|>")]
-        return torch.tensor(list(itertools.chain(*documents)))
+        rows = map(words.ids, text.splitlines(keepends=True))   # all at once takes much memory
+        if eos is not None:
+            rows = (words.ids(part.strip()) + [eos] for part in text.split("<|endoftext|>"))
+        return torch.tensor(list(itertools.chain.from_iterable(rows)))
 
     def tokens(self, model):
         """Training windows, which begin anywhere, and held-out ones, side by side."""
@@ -663,8 +656,9 @@ class Keep(L.Callback):
     training. Lightning calls it before the averaging: it samples with the average, saves both."""
 
     def __init__(self, run, folder, data):
-        self.run, self.folder, self.data, self.fresh = run, folder, data, not run.resume
-        self.interrupted = False
+        self.run, self.folder, self.data, self.interrupted = run, folder, data, False
+        self.path = folder / "model.ckpt"
+        self.written = self.path.stat().st_mtime_ns if run.resume else None
 
     def state_dict(self):
         return dict(run=vars(self.run))                 # see `settings`
@@ -674,8 +668,10 @@ class Keep(L.Callback):
         self.interrupted = True
 
     def on_train_start(self, trainer, model):
-        for name in (signal.SIGINT, signal.SIGTERM):    # Lightning gives them back in the end
-            signal.signal(name, self.interrupt)
+        known = {"SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1"} & {*dir(signal)}
+        for name in (getattr(signal, name) for name in known):
+            if signal.getsignal(name) != signal.SIG_IGN:        # nohup has this one ignored
+                signal.signal(name, self.interrupt)     # Lightning gives it back in the end
 
     def on_train_batch_start(self, trainer, model, batch, index):
         """Noise is a function of the seed, the step and the rank, as in a run without a break."""
@@ -701,15 +697,17 @@ class Keep(L.Callback):
                 self.data.sample(model, self.folder / f"samples/step_{trainer.global_step:06d}")
 
     def on_validation_end(self, trainer, model):
-        """Writes model.ckpt whole or not at all; that of an older run becomes previous.ckpt."""
+        """Writes model.ckpt whole or not at all; that of an older run becomes previous.ckpt.
+        InputError: another run has written there meanwhile."""
         self.check(trainer, model)
-        path, new = self.folder / "model.ckpt", self.folder / "model.part"
-        trainer.save_checkpoint(new)
+        trainer.save_checkpoint(new := self.path.with_suffix(".part"))
         if trainer.is_global_zero:
-            if self.fresh and path.exists():
-                path.replace(self.folder / "previous.ckpt")
-            new.replace(path)
-        self.fresh = False
+            if self.path.exists() and self.path.stat().st_mtime_ns != self.written:
+                if self.written:
+                    raise InputError(f"another run writes {self.path}, too: give one of them "
+                                     "another --name")
+                self.path.replace(self.path.with_name("previous.ckpt"))
+            self.written = new.replace(self.path).stat().st_mtime_ns
 
     on_train_end = on_validation_end
 
@@ -791,7 +789,7 @@ def score(argv):
     saved, done = settings(path)
     kind = DATA[saved["preset"]]
     parser = argparse.ArgumentParser(prog="train.py score", description=score.__doc__)
-    parser.add_argument("checkpoint", nargs="?", help="default: the newest under runs/")
+    parser.add_argument("checkpoint", nargs="?", help="default: newest under runs/, or else toy")
     parser.add_argument("--csv", help="a file to which the report is added")
     add_generation(parser)
     add_flags(parser, {name: settings_of(kind)[name] for name in [*kind.anew, "seed"]})
@@ -810,7 +808,7 @@ def score(argv):
 def train(argv):
     """Data, codebook, model, training, report."""
     run, started = parse(argv), time.time()
-    folder = folder_of(run.preset)
+    folder = folder_of(run)
     quietly(run)
     data, path, done = DATA[run.preset](run), None, 0
     trainer = make_trainer(run, Keep(run, folder, data))

@@ -36,6 +36,7 @@ def entries(kind):
 
 def pytest_configure(config):
     config.addinivalue_line("filterwarnings", "ignore:.*torch.jit.script:FutureWarning")  # jvp's
+    config.addinivalue_line("markers", "slow: minutes; runs with -m slow only")
     own = any(config.getoption(kind) for kind in KINDS) or "yours" in config.option.keyword
     config.stash[SEED] = config.getoption("seed")
     if config.stash[SEED] is None:                      # the project's own parts: always the same
@@ -52,6 +53,8 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(config, items):
+    if not config.option.markexpr:
+        items[:] = [item for item in items if "slow" not in item.keywords]
     asked = {f"a_{kind}" for kind in KINDS if config.getoption(kind)}
     if asked:
         items[:] = [item for item in items if asked & set(item.fixturenames)]

@@ -6,6 +6,7 @@ sentence, an InputError; an exception in one's own file stays as it is.
 
 Whether what it returns is *right* is graded by exercises/test_yours.py.
 """
+import copy
 import inspect
 
 import torch
@@ -165,6 +166,18 @@ def check_clock(name, path):
                          f"{times[-1]:.4g}")
 
 
+def check_again(call, path, again, V):
+    """A path is copied by the averaging of weights, and one that is made `again` takes the state
+    of the first out of a checkpoint. Then both are the same."""
+    asked(f"a copy of {call}", copy.deepcopy, again)
+    asked(f"opening a checkpoint of {call}", again.load_state_dict, path.state_dict())
+    x_1, t = some(V, 4).repeat_interleave(3), torch.tensor([0.2, 0.5, 0.8]).repeat(min(V, 4))
+    p_t, the_same = (each(x_1, t[:, None]).softmax(-1) for each in (path, again))
+    if not torch.allclose(p_t, the_same, atol=1e-5):
+        raise InputError(f"{call} is another path when it is made again, so no checkpoint of it "
+                         "could be opened: register what it draws at random as a buffer")
+
+
 # ------------------------------------------------------------------------- what moves along a path
 
 def check_velocity(name, velocity, path, V):
@@ -270,6 +283,16 @@ def check(options):
         if what in own:
             is_class(name[what], entries[name[what]], base, what)
 
+    # what does not go together
+    sizes = options.get("trunk_options") or {}
+    width, heads = (sizes.get(k) for k in ("width", "heads"))
+    if options["trunk"] == "backbone" and "config" not in sizes:
+        raise InputError("--trunk backbone needs a --backbone to start from")
+    if options["trunk"] == "backbone" and options["path"] == "mask":
+        raise InputError("--path mask needs a token that the backbone does not have")
+    if options["trunk"] == "blocks" and str(heads).isdigit() and heads and width % (4 * heads):
+        raise InputError(f"--width {width} is no multiple of 4·heads = {4 * heads}")
+
     # paths with few tokens if only their options are in question
     torch.manual_seed(0)
     tokens = {m: fudoki.TOKENS[m](*of) for m, of in options["tokens"].items()}
@@ -284,6 +307,11 @@ def check(options):
         asked(f"{call} on the clock {name['clock']}", paths[m].on, name["clock"])
         if "clock" in own:
             check_clock(name["clock"], paths[m])
+        if own & {"path", "clock"}:
+            with torch.enable_grad():               # as training makes it
+                again, _ = made(name["path"], fudoki.PATHS[name["path"]], embedding, known,
+                                **options.get("path_options") or {})
+            check_again(call, paths[m], again.on(name["clock"]), len(embedding))
 
         # what moves along them, and what learns
         check = dict(velocity=check_velocity, step=check_step, loss=check_loss)

@@ -164,6 +164,50 @@ def test_a_signal_leaves_a_checkpoint_and_resume_goes_on(number, no_judge, tmp_p
                 assert torch.equal(v, other[kind][k]), (kind, k)
 
 
+def test_runs_with_names_do_not_touch_each_other(no_judge, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    arguments = ["--preset", "smoke", *TINY, "--steps", "8", "--val-every", "4"]
+    assert train.main([*arguments, "--name", "second try"]) == 0
+    assert "runs/second_try. Next" in capsys.readouterr().out
+    assert train.main(arguments) == 0
+    first, second = (Path(f"runs/{name}/model.ckpt") for name in ("second_try", "smoke"))
+    before = second.read_bytes()
+    assert train.main(["--preset", "smoke", "--name", "second try", "--resume", "--steps",
+                       "9"]) == 0
+    assert train.settings(first)[1] == 9 and second.read_bytes() == before
+    assert train.main(["score", str(first), "--test-images", "20"]) == 0
+
+
+def test_a_second_run_in_the_same_folder_ends_the_first(no_judge, tmp_path, monkeypatch, capsys):
+    """Without it both say "saved", and one of them is lost."""
+    monkeypatch.chdir(tmp_path)
+    path = Path("runs/smoke/model.ckpt")
+
+    def another():
+        path.replace(path.with_name("previous.ckpt"))
+        path.write_bytes(b"of another run")
+    monkeypatch.setattr(train.Keep, "on_train_batch_end", interrupt(another))
+    said = complaint(capsys, train.main, "--preset", "smoke", *TINY, "--steps", "10",
+                     "--val-every", "5")
+    assert "another run writes runs/smoke/model.ckpt, too" in said and "--name" in said
+    assert path.read_bytes() == b"of another run"
+    assert train.settings(path.with_name("previous.ckpt"))[1] == 5
+
+
+def test_all_that_may_end_a_run_saves_it_but_nohup_stays(tmp_path, monkeypatch):
+    """A closed terminal, the time limit of SLURM (`--signal=USR1@120`)."""
+    run = SimpleNamespace(resume=False)
+    monkeypatch.setattr(signal, "signal", lambda name, handler: set_up.append(name))
+    for ignored in ({signal.SIGHUP}, set()):
+        monkeypatch.setattr(signal, "getsignal", lambda name: (
+            signal.SIG_IGN if name in ignored else signal.SIG_DFL))
+        set_up = []
+        train.Keep(run, tmp_path, None).on_train_start(None, None)
+        assert {*set_up} | ignored == {signal.SIGINT, signal.SIGTERM, signal.SIGHUP,
+                                       signal.SIGUSR1}
+        assert not ignored & {*set_up}
+
+
 def test_batches_are_a_function_of_seed_step_and_rank():
     rows, run = {"a": torch.arange(48)[:, None]}, dict(steps=18, batch=8)
 
@@ -612,11 +656,10 @@ def test_read_any_form_of_a_picture(here, capsys):
     ("--preset toyy", "invalid choice: 'toyy' (choose from"), ("--stepz 3", "--stepz"),
     ("--steps 0", "0 has to be from 1"), ("--path metrc", "invalid choice: 'metrc'"),
     ("--path-options exponent", "invalid option value: 'exponent'"),
-    ("--width 90", "4·heads = 12"), ("--share 1.5", "--share"),
-    ("score none.ckpt", "no checkpoint none.ckpt"), ("score", "no checkpoint under runs/"),
+    ("--share 1.5", "--share"), ("score none.ckpt", "no checkpoint none.ckpt"),
     ("--resume", "there is no checkpoint runs/toy/model.ckpt"),
+    ("--resume --name a/b", "there is no checkpoint runs/a_b/model.ckpt"),
     ("--seed 5000000000", "has to be from 0 to 4294967295"),
-    ("--trunk backbone", "--trunk backbone needs a --backbone to start from"),
     ("--precision fp16", "Lightning: Precision 'fp16' is invalid")])
 def test_mistakes_in_training(arguments, says, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -633,6 +676,8 @@ def test_mistakes_in_training(arguments, says, capsys, tmp_path, monkeypatch):
     ("--path-options exponent=x", "metric(embedding, frequency, exponent='x') on the clock"),
     ("--path-options c=fast", "c='fast'"), ("--trunk-options dept=2", "argument 'dept'"),
     ("--trunk-options heads=0", "blocks(width=16, depth=1, heads=0) ends with ZeroDivisionError"),
+    ("--width 90 --heads 3", "--width 90 is no multiple of 4·heads = 12"),
+    ("--trunk backbone", "--trunk backbone needs a --backbone to start from"),
     ("--path uniform --path-options exponent=2", "uniform(embedding, frequency, exponent=2)")])
 def test_options_that_are_impossible_are_one_line(options, says, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -644,7 +689,7 @@ def test_options_that_are_impossible_are_one_line(options, says, capsys, tmp_pat
 @pytest.mark.parametrize("arguments, says", [
     ("'a bold sevn'", "'a bold sevn' is not part of a caption such as"),
     ("'a thin bold one'", "known are a, bold, eight"),
-    ("seven --steps 0", "--steps: 0 has to be from 1"),
+    ("seven --steps 0", "--steps: 0 has to be from 1"), ("--n 1001", "from 1 to 1000"),
     ("seven --temperature nan", "--temperature: nan has to be"),
     ("seven --step rase", "invalid choice: 'rase' (choose from"),
     ("seven --out no/x.png", "No such file or directory"),

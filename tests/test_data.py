@@ -237,6 +237,15 @@ def test_what_is_written_in_one_place_is_one_character(text, units):
     assert words.decode(words.encode([text]))[0] == unicodedata.normalize("NFC", text)
 
 
+@pytest.mark.parametrize("text", ["a\r\nb\n\nc", "\n\u0301a\u0301\u2028 \x0b\x1c\rb", "a", ""])
+def test_a_text_that_is_read_by_lines_has_the_tokens_of_the_whole(text):
+    """Twenty megabytes at once would take ten gigabytes."""
+    whole, by_line = (train.tokenizer([some, "ab"], characters=True) for some in (text, text * 2))
+    words = fudoki.Text(by_line, 9, window=True)
+    assert train.Corpus.stream(None, words, text, None).tolist() == words.ids(text)
+    assert fudoki.Text(whole, 9).tokenizer.get_vocab().keys() <= words.tokenizer.get_vocab().keys()
+
+
 def test_a_text_of_one_character_is_refused(here, capsys):
     Path("text.txt").write_text("a" * 20_000)
     error = complaint(capsys, train.main, "--preset", "text", "--text", "text.txt")
@@ -627,8 +636,7 @@ def test_pictures_are_cropped_to_the_middle_and_turned(here):
     ("--preset text --text binary.txt", "'binary.txt' is no file in UTF-8"),
     ("--preset toy --text empty.txt", "unrecognized arguments: --text"),
     ("--preset ar --text story.txt --backbone none", "the backbone none cannot be loaded"),
-    ("--preset ar --backbone empty --path mask", "--path mask"),
-    ("--preset text --trunk backbone", "--trunk backbone needs a --backbone")])
+    ("--preset text --text story.txt --trunk backbone", "--trunk backbone needs a --backbone")])
 def test_mistakes_with_texts(arguments, says, here, capsys, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     Path("empty.txt").write_text("")

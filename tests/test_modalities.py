@@ -73,9 +73,8 @@ def band(tmp_path_factory):
         patch.chdir(folder)
         assert train.main(["--preset", "band:Band"]) == 0
     yield folder
-    for entries, name in ((train.DATA, "band:Band"), (fudoki.TOKENS, "notes"),
-                          (fudoki.INPUTS, "notes")):
-        entries.pop(name, None)
+    for entries in (fudoki.TOKENS, fudoki.INPUTS):
+        entries.pop("notes", None)
 
 
 def test_all_three_directions_are_learned(band):
@@ -90,8 +89,9 @@ def test_all_three_directions_are_learned(band):
 def test_from_one_modality_the_two_others_follow(band, given, monkeypatch):
     """Also in a process that knows nothing of notes: the checkpoint names the file."""
     monkeypatch.chdir(band)
-    for entries, name in ((fudoki.TOKENS, "notes"), (fudoki.INPUTS, "notes")):
-        entries.pop(name, None)
+    for entries in (fudoki.TOKENS, fudoki.INPUTS):
+        entries.pop("notes", None)
+    fudoki.definitions.cache_clear()
     model, _ = sample.open_model()
     x = train.DATA["band:Band"].rows(None, model, torch.arange(12).repeat(10))
     torch.manual_seed(0)
@@ -138,7 +138,6 @@ def test_what_is_no_kind_of_data_is_told_what_is_missing(lines, says, tmp_path, 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(train.Digits, "load", lambda *_: world_of_noise())
     assert says in wrong(capsys, "--preset", "mine:Mine")
-    train.DATA.pop("mine:Mine")
 
 
 def world_of_noise():

@@ -106,16 +106,13 @@ def test_a_clock_of_ones_own_is_a_function_in_a_file_and_a_checkpoint_remembers_
                                                                                     monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("mine.py").write_text("import fudoki\ndef clock(path):\n    return lambda t: t ** 3")
-    try:
-        run = train.parse(["--clock", "mine:clock"])
-        model = saved(small("uniform", clock=run.clock), tmp_path / "model.ckpt")
-        t = torch.tensor([[0.5]])
-        for path in model.paths.values():
-            x_1 = torch.tensor([2])
-            torch.testing.assert_close(path(x_1, t), path.logits(x_1, t ** 3))
-            assert path.on("calibrated").on("mine:clock").clock(t) == t ** 3    # there and back
-    finally:
-        fudoki.CLOCKS.pop("mine:clock", None)
+    run = train.parse(["--clock", "mine:clock"])
+    model = saved(small("uniform", clock=run.clock), tmp_path / "model.ckpt")
+    t = torch.tensor([[0.5]])
+    for path in model.paths.values():
+        x_1 = torch.tensor([2])
+        torch.testing.assert_close(path(x_1, t), path.logits(x_1, t ** 3))
+        assert path.on("calibrated").on("mine:clock").clock(t) == t ** 3    # there and back
 
 
 def test_a_path_with_options_of_its_own_and_a_number_from_its_codebook(monkeypatch, tmp_path):
@@ -179,7 +176,6 @@ def test_a_path_and_steps_from_a_file_of_ones_own(monkeypatch, tmp_path, capsys)
         said = capsys.readouterr().err
         assert "own.py has no None" in said or "(choose from metric" in said and wrong in said
     (tmp_path / "own.py").unlink()
-    PATHS.pop("own:Slow")
     with pytest.raises(sample.InputError, match="needs what is not here any more: .*own:Slow"):
         sample.open_model(tmp_path / "model.ckpt")
 
@@ -310,7 +306,7 @@ def test_a_file_may_be_named_in_several_ways(tmp_path, monkeypatch):
         (tmp_path / file).write_text("import fudoki\nclass Own(fudoki.UniformPath):\n    pass")
     for name in ("mi-ne:Own", "sub/mine:Own", "sub/mine.py:Own"):
         assert train.parse(["--path", name]).path == name
-        assert issubclass(PATHS.pop(name), fudoki.UniformPath)
+        assert issubclass(PATHS[name], fudoki.UniformPath)
 
 
 def test_what_has_become_of_ones_own_file_is_said(tmp_path, monkeypatch, capsys):
@@ -321,7 +317,6 @@ def test_what_has_become_of_ones_own_file_is_said(tmp_path, monkeypatch, capsys)
              "        super().__init__(embedding, frequency)\n")
 
     def said(source):
-        PATHS.pop("mine:Own", None)
         (tmp_path / "mine.py").write_text(source)
         assert sample.main(["seven", "--checkpoint", "model.ckpt"]) == 2
         return capsys.readouterr().err
@@ -334,10 +329,8 @@ def test_what_has_become_of_ones_own_file_is_said(tmp_path, monkeypatch, capsys)
         error = said(source)
         assert says in error and "model.ckpt" in error and "'path': 'mine:Own'" in error
     assert 'File "mine.py", line 5' in said(right + "1 / 0\n")
-    PATHS.pop("mine:Own", None)
     (tmp_path / "mine.py").write_text(right + "    more = 3\n")
     assert sample.open_model(tmp_path / "model.ckpt")[0].paths["image"].more == 3
-    PATHS.pop("mine:Own")
 
 
 def test_an_error_in_the_middle_of_a_training_is_cut_to_ones_own_lines(tmp_path, monkeypatch):
@@ -348,15 +341,11 @@ def test_an_error_in_the_middle_of_a_training_is_cut_to_ones_own_lines(tmp_path,
         "    if len(x_1) > 2:\n        return p_1t.view(3)\n"
         "    return fudoki.cross_entropy(path, p_1t, x_1, x_t, t)\n"
         "def told(*of):\n    raise sample.InputError('mine')\n")
-    try:
-        LOSSES["mine:loss"], LOSSES["mine:told"]
-        x_1 = torch.zeros(3, 4).long()
-        for name, kind in (("mine:loss", RuntimeError), ("mine:told", sample.InputError)):
-            with pytest.raises(kind) as caught:
-                LOSSES[name](None, torch.rand(3, 4, 5), x_1, x_1, 0.5)
-            lines = sample.own_lines(caught.value)
-            assert ('File "mine.py", line 4, in loss' in lines) == (name == "mine:loss")
-            assert "test_open" not in lines
-    finally:
-        for name in ("mine:loss", "mine:told"):
-            LOSSES.pop(name, None)
+    LOSSES["mine:loss"], LOSSES["mine:told"]
+    x_1 = torch.zeros(3, 4).long()
+    for name, kind in (("mine:loss", RuntimeError), ("mine:told", sample.InputError)):
+        with pytest.raises(kind) as caught:
+            LOSSES[name](None, torch.rand(3, 4, 5), x_1, x_1, 0.5)
+        lines = sample.own_lines(caught.value)
+        assert ('File "mine.py", line 4, in loss' in lines) == (name == "mine:loss")
+        assert "test_open" not in lines

@@ -5,6 +5,7 @@ counts as one).
     python tests/bench/launches.py
 """
 import collections
+from pathlib import Path
 from types import SimpleNamespace
 
 import study                    # noqa: F401 (it puts the project on the path)
@@ -49,7 +50,7 @@ def of_step():
         group["foreach"] = True
     run = train.parse(["--accelerator", "cpu"])
     train.quietly(run)
-    trainer = train.make_trainer(run, train.Keep(run, "", None))
+    trainer = train.make_trainer(run, train.Keep(run, Path(), None))
     callback, = (c for c in trainer.callbacks if isinstance(c, WeightAveraging))
     mean, counted = AveragedModel(model, **callback._kwargs), {}
     x = dict(text=torch.randint(10, (64, 4)), image=torch.randint(256, (64, 49)))
