@@ -208,6 +208,23 @@ def test_all_that_may_end_a_run_saves_it_but_nohup_stays(tmp_path, monkeypatch):
         assert not ignored & {*set_up}
 
 
+def test_slurm_ends_a_run_as_anything_else_does(no_judge, tmp_path, monkeypatch, capsys):
+    """Lightning would write a checkpoint of its own here, and a fresh run would start from it."""
+    monkeypatch.chdir(tmp_path)
+    for name, value in dict(NTASKS=1, JOB_ID=7, JOB_NAME="toy", PROCID=0, LOCALID=0, NODEID=0,
+                            NODELIST="localhost").items():
+        monkeypatch.setenv(f"SLURM_{name}", str(value))
+    monkeypatch.setattr(train.Keep, "on_train_batch_end", interrupt(
+        lambda: signal.raise_signal(signal.SIGUSR1)))
+    arguments = ["--preset", "smoke", *TINY, "--steps", "12"]
+    assert train.main(arguments) == 0
+    assert "go on with --resume" in capsys.readouterr().out
+    assert train.settings("runs/smoke/model.ckpt")[1] == 7
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
+    assert train.main(["--preset", "smoke", "--seed", "1", *TINY, "--steps", "3"]) == 0
+    assert train.settings("runs/smoke/model.ckpt")[1] == 3
+
+
 def test_batches_are_a_function_of_seed_step_and_rank():
     rows, run = {"a": torch.arange(48)[:, None]}, dict(steps=18, batch=8)
 
