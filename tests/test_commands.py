@@ -65,13 +65,14 @@ def test_smoke_learns_and_reports(smoke):
     run = smoke / "runs/smoke"
     assert {p.name for p in run.iterdir()} == \
         {"model.ckpt", "samples", "log", "report.csv", "picture.png"}
-    rows = {row["what"].split(",")[0]: row for row in csv.DictReader(open(run / "report.csv"))}
+    report = csv.DictReader(open(run / "report.csv", encoding="utf-8"))
+    rows = {row["what"].split(",")[0]: row for row in report}
     assert set(rows) == {"judge", "ceiling", "drawing", "reading", "answers"}
     assert float(rows["judge"]["digit"]) > 0.9
     for what, digit, caption in (("drawing", 0.55, 0.4), ("reading", 0.35, 0.25)):
         assert float(rows[what]["digit"]) > digit and float(rows[what]["caption"]) > caption
     assert "rendered" in rows["reading"]["data"] and rows["reading"]["frechet"] == ""
-    log = list(csv.DictReader(open(next(run.glob("log/*/metrics.csv")))))
+    log = list(csv.DictReader(open(next(run.glob("log/*/metrics.csv")), encoding="utf-8")))
     last = [row for row in log if row["val_image_loss_t0.05"]][-1]
     assert float(last["val_image_loss_t0.05"]) > float(last["val_image_loss_t0.95"])
 
@@ -148,14 +149,14 @@ def test_a_signal_leaves_a_checkpoint_and_resume_goes_on(number, no_judge, tmp_p
     assert train.main(arguments) == 0               # without a break
     _, whole = weights()
     assert path.with_name("previous.ckpt").exists()
-    report = list(csv.DictReader(open(path.with_name("report.csv"))))
+    report = list(csv.DictReader(open(path.with_name("report.csv"), encoding="utf-8")))
     assert len({row["what"] for row in report}) == len(report)      # of this run, not of others
     if number == signal.SIGTERM:
         with monkeypatch.context() as patch, pytest.raises(Killed):
             patch.setattr(train.Keep, "on_train_batch_end", interrupt(killed))
             train.main(arguments)
         assert weights()[0] == 5
-        path.with_suffix(".part").write_text("what was written when it was killed")
+        path.with_suffix(".part").write_text("what was written when it was killed", "utf-8")
         assert train.main([*arguments, "--resume"]) == 0
         assert not path.with_suffix(".part").exists()
     for other in (ended, weights()[1]):
@@ -286,12 +287,12 @@ def test_what_belongs_to_the_model_cannot_be_changed_when_resumed(here, argument
 def test_a_checkpoint_scores_as_after_its_training(no_judge, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert train.main(["--preset", "smoke", *TINY, "--steps", "20"]) == 0
-    before = Path("runs/smoke/report.csv").read_text()
+    before = Path("runs/smoke/report.csv").read_text("utf-8")
     assert train.main(["score", "--csv", "scores.csv"]) == 0
     columns = "what", "digit", "caption", "frechet", "training_steps", "data"
     first, again = ([[row[c] for c in columns] for row in csv.DictReader(lines.splitlines())]
-                    for lines in (before, Path("scores.csv").read_text()))
-    assert first == again and Path("runs/smoke/report.csv").read_text() == before
+                    for lines in (before, Path("scores.csv").read_text("utf-8")))
+    assert first == again and Path("runs/smoke/report.csv").read_text("utf-8") == before
 
 
 def test_scores_with_other_options_add_up(here, no_judge, world, monkeypatch):
@@ -299,10 +300,11 @@ def test_scores_with_other_options_add_up(here, no_judge, world, monkeypatch):
     for options in ("--steps 2 --step race", "--step euler --steps 3 --guidance 1 --seed 3"):
         options += " --test-images 60 --drawings 20 --csv table.csv"
         assert train.main(["score", "runs/smoke/model.ckpt", *options.split()]) == 0
-    Path("mine.csv").write_text("a,b\n1,2\n")
+    Path("mine.csv").write_text("a,b\n1,2\n", "utf-8")
     assert train.main("score --test-images 60 --drawings 20 --csv mine.csv".split()) == 2
-    assert Path("mine.csv").read_text() == "a,b\n1,2\n"           # another table stays
-    drawn = [row for row in csv.DictReader(open("table.csv")) if "drawing" in row["what"]]
+    assert Path("mine.csv").read_text("utf-8") == "a,b\n1,2\n"           # another table stays
+    table = csv.DictReader(open("table.csv", encoding="utf-8"))
+    drawn = [row for row in table if "drawing" in row["what"]]
     assert [[row[k] for k in ("step", "steps", "guidance", "seed")] for row in drawn] == \
         [["race", "2", "2.0", "1"], ["euler", "3", "1.0", "3"]]
 
@@ -741,7 +743,7 @@ def test_mistakes_in_sampling(arguments, says, capsys, here):
 
 def test_runs_that_is_a_file_is_said_at_once(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    Path("runs").write_text("")
+    Path("runs").write_text("", "utf-8")
     monkeypatch.setattr(train, "fit", lambda *args: 1 / 0)
     assert "'runs" in complaint(capsys, train.main, "--preset", "smoke")
 
@@ -759,7 +761,7 @@ def test_the_commands_of_readme_tutorial_and_lab_exist(monkeypatch):
                           (fudoki.STEPS, "my:step"), (fudoki.VELOCITIES, "my:campbell"),
                           (train.DATA, "my:Data")):
         monkeypatch.setitem(entries, name, train.Digits)    # as if there were such a file
-    text = "".join((ROOT / name).read_text() for name in (
+    text = "".join((ROOT / name).read_text("utf-8") for name in (
         "README.md", "tutorial.md", "tests/exercises/README.md"))
     commands = re.findall(r"^\s*python (train|sample)\.py *([^#\n]*)", text, re.M)
     assert len(commands) >= 4

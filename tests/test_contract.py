@@ -23,7 +23,7 @@ def asks(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
     def ask(kind, source, **options):
-        (tmp_path / "my.py").write_text(IMPORTS + textwrap.dedent(source))
+        (tmp_path / "my.py").write_text(IMPORTS + textwrap.dedent(source), "utf-8")
         torch.manual_seed(0)
         hparams = dict(tokens=dict(text=[WORDS, 3], image=[torch.rand(7, 4), 2, 4]),
                        path="uniform", clock="linear", trunk="blocks",

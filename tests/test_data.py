@@ -69,7 +69,7 @@ def folder(name="mine", n=40, mode="RGB"):
 
 
 def write(path, rows):
-    with open(path / "metadata.csv", "w", newline="") as file:
+    with open(path / "metadata.csv", "w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([("file_name", "text"), *rows])
 
 
@@ -177,15 +177,15 @@ def test_files_that_are_there_are_not_downloaded_over(here, monkeypatch):
 # -------------------------------------------------------------------------------------- long texts
 
 def test_a_text_is_learned_continued_and_completed(here, capsys):
-    Path("story.txt").write_text(STORY)
+    Path("story.txt").write_text(STORY, "utf-8")
     assert train.main(["--preset", "text", "--text", "story.txt", *TEXT, *TINY]) == 0
     said = capsys.readouterr().out
     assert "the text story.txt: 16 text tokens" in said
     assert "held-out cross-entropy at t = 0.95" in said
-    rows = csv.DictReader(open("runs/text/report.csv"))
+    rows = csv.DictReader(open("runs/text/report.csv", encoding="utf-8"))
     report = {row["what"]: float(row["value"]) for row in rows}
     assert len(report) == 10 and all(0 < value < 9 for value in report.values())
-    assert Path("runs/text/samples/step_000004.txt").read_text().count("----") == 3
+    assert Path("runs/text/samples/step_000004.txt").read_text("utf-8").count("----") == 3
     for arguments in (["--text", "the c___"], ["the c___"]):
         assert sample.main([*arguments, "--steps", "4", "--n", "3", "--seed", "0"]) == 0
         assert capsys.readouterr().out.count("\nthe c") == 3
@@ -197,14 +197,14 @@ def test_a_text_is_learned_continued_and_completed(here, capsys):
     assert "a part of 'Zoo ' is unknown" in complaint(capsys, sample.main, "Zoo ___")
     assert "knows texts only" in complaint(capsys, sample.main, "--image", "x.png")
     assert train.main(["score", "--guidance", "2", "--test-images", "1", "--steps", "1"]) == 0
-    Path("other.txt").write_text(STORY[::-1])
+    Path("other.txt").write_text(STORY[::-1], "utf-8")
     assert train.main(["score", "--text", "other.txt"]) == 0
 
 
 def test_a_small_model_learns_the_text(here):
     """After two seconds the letters around say more than the frequencies of letters."""
     torch.manual_seed(0)
-    Path("story.txt").write_text(STORY)
+    Path("story.txt").write_text(STORY, "utf-8")
     run = train.parse("--preset text --text story.txt --length 17 --width 32 --heads 1".split())
     data = train.Corpus(run)
     model = data.build(run)
@@ -247,14 +247,14 @@ def test_a_text_that_is_read_by_lines_has_the_tokens_of_the_whole(text):
 
 
 def test_a_text_of_one_character_is_refused(here, capsys):
-    Path("text.txt").write_text("a" * 20_000)
+    Path("text.txt").write_text("a" * 20_000, "utf-8")
     error = complaint(capsys, train.main, "--preset", "text", "--text", "text.txt")
     assert "all text tokens of the text text.txt are alike: nothing to learn" in error
 
 
 def test_the_next_command_can_be_typed(here, capsys):
     """It begins with what the text has: no capitals, no spaces, quotation marks, marks on top."""
-    Path("story.txt").write_text("-ix\u0302's\n\u7ea2\u8272" * 800)
+    Path("story.txt").write_text("-ix\u0302's\n\u7ea2\u8272" * 800, "utf-8")
     assert train.main(["--preset", "text", "--text", "story.txt", *TEXT, *TINY]) == 0
     command = capsys.readouterr().out.split("Next:\n  python sample.py ")[1].splitlines()[0]
     assert sample.main([*shlex.split(command), "--steps", "2"]) == 0
@@ -279,7 +279,7 @@ def test_many_characters_need_no_matrix():
 
 def test_a_language_model_becomes_a_flow_and_its_folder_may_go(backbone, here, capsys,
                                                                monkeypatch):
-    Path("story.txt").write_text((STORY * 9).replace(" . ", "<|endoftext|>"))
+    Path("story.txt").write_text((STORY * 9).replace(" . ", "<|endoftext|>"), "utf-8")
     step = fudoki.Fudoki.training_step
 
     def in_training(model, *args):                              # with the family's dropout
@@ -301,9 +301,10 @@ def test_a_language_model_becomes_a_flow_and_its_folder_may_go(backbone, here, c
 
 
 def test_backbones_that_cannot_be_used_are_said_before_the_training(backbone, here, capsys):
-    Path("story.txt").write_text(STORY * 150)
+    Path("story.txt").write_text(STORY * 150, "utf-8")
     arguments = "--preset ar --backbone lm --text story.txt --length".split()
-    Path("lm/model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\nsize 9\n")
+    Path("lm/model.safetensors").write_text(
+        "version https://git-lfs.github.com/spec/v1\nsize 9\n", "utf-8")
     assert "the backbone lm cannot be loaded as a language model" in complaint(
         capsys, train.main, *arguments, "16")
     assert not Path("runs").exists()
@@ -312,7 +313,7 @@ def test_backbones_that_cannot_be_used_are_said_before_the_training(backbone, he
 def test_weights_that_would_not_be_loaded_are_said(backbone, here, capsys):
     """As torch.compile names them, and one that is not there."""
     from safetensors.torch import load_file, save_file
-    Path("story.txt").write_text(STORY * 150)
+    Path("story.txt").write_text(STORY * 150, "utf-8")
     weights, arguments = load_file("lm/model.safetensors"), "--preset ar --backbone lm --text " \
         "story.txt --length 16".split()
     for changed in ({f"_orig_mod.{name}": w for name, w in weights.items()},
@@ -330,7 +331,7 @@ def test_ids_that_no_text_has_are_no_noise(backbone, here):
     Path("lm/model.safetensors").unlink()
     LlamaForCausalLM(LlamaConfig(**COMMON)).bfloat16().save_pretrained("lm", max_shard_size="9KB")
     assert len(list(Path("lm").glob("*.safetensors"))) > 1
-    Path("story.txt").write_text(STORY)
+    Path("story.txt").write_text(STORY, "utf-8")
     n = tokenizer().get_vocab_size()
     assert n < COMMON["vocab_size"]
     run = train.parse("--preset ar --backbone lm --text story.txt --length 16".split())
@@ -355,12 +356,12 @@ def test_a_tokenizer_without_a_beginning_begins_with_its_end_and_needs_one(backb
 
 def test_a_text_keeps_its_length_through_a_tokenizer_that_cuts(backbone, here):
     """Saved with truncation, padding and dropout, all of which would change the text."""
-    saved = json.loads(Path("lm/tokenizer.json").read_text())
+    saved = json.loads(Path("lm/tokenizer.json").read_text("utf-8"))
     saved["truncation"] = dict(direction="Right", max_length=4, strategy="LongestFirst", stride=0)
     saved["padding"] = dict(strategy={"Fixed": 40}, direction="Right", pad_to_multiple_of=None,
                             pad_id=1, pad_type_id=0, pad_token="</s>")
     saved["model"]["dropout"] = 0.5
-    Path("lm/tokenizer.json").write_text(json.dumps(saved))
+    Path("lm/tokenizer.json").write_text(json.dumps(saved), "utf-8")
     _, made, eos, _ = train.load_backbone(train.parse("--preset ar --backbone lm".split()))
     words, plain = fudoki.Text(made, 16, eos), tokenizer().encode(STORY, add_special_tokens=False)
     assert words.ids(STORY) == plain.ids and len(plain.ids) > 600
@@ -547,7 +548,7 @@ def test_the_words_of_a_backbone_lie_on_a_sphere(backbone, here):
 
 
 def test_held_out_windows_stand_side_by_side_and_those_of_training_begin_anywhere(here):
-    Path("long.txt").write_text("".join(map(chr, range(0x4e00, 0x4e00 + 3000))))
+    Path("long.txt").write_text("".join(map(chr, range(0x4e00, 0x4e00 + 3000))), "utf-8")
     run = train.parse("--preset text --text long.txt --length 25".split())
     data = train.Corpus(run)
     training, held_out = (rows["text"] for rows in data.tokens(data.build(run)))
@@ -583,7 +584,7 @@ def test_a_small_folder_has_a_picture_of_every_part(here, monkeypatch):
 
 
 def test_a_text_is_learned_but_for_its_last_tenth(here):
-    Path("long.txt").write_text("".join(chr(97 + i // 1000) for i in range(10_000)))
+    Path("long.txt").write_text("".join(chr(97 + i // 1000) for i in range(10_000)), "utf-8")
     data = train.Corpus(train.parse("--preset text --text long.txt --length 50".split()))
     assert {*data.train} == {*"abcdefghi"} and {*data.test} == {"j"}
     words = train.Text(train.tokenizer("ab", characters=True), 8, window=True)
@@ -639,9 +640,9 @@ def test_pictures_are_cropped_to_the_middle_and_turned(here):
     ("--preset text --text story.txt --trunk backbone", "--trunk backbone needs a --backbone")])
 def test_mistakes_with_texts(arguments, says, here, capsys, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    Path("empty.txt").write_text("")
+    Path("empty.txt").write_text("", "utf-8")
     Path("binary.txt").write_bytes(bytes(range(256)) * 100)
-    Path("story.txt").write_text(STORY * 20)
+    Path("story.txt").write_text(STORY * 20, "utf-8")
     Path("empty").mkdir()
     assert says in complaint(capsys, train.main, *arguments.split())
     assert not Path("runs").exists()

@@ -211,7 +211,7 @@ def test_path_mathematics_stays_float32_under_autocast(precision):
 def test_a_step_of_the_toy_has_at_most_900_launches():
     counted = launches.of_step()
     assert sum(counted.values()) <= 900 and min(counted.values()) > 0, counted
-    readme = (launches.study.ROOT / "README.md").read_text()
+    readme = (launches.study.ROOT / "README.md").read_text("utf-8")
     assert abs(int(re.search(r"about (\d+) kernels", readme)[1]) - sum(counted.values())) <= 10
 
 

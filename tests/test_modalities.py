@@ -68,7 +68,7 @@ class Band(train.Data):
 def band(tmp_path_factory):
     """A folder in which such data were trained on."""
     folder = tmp_path_factory.mktemp("band")
-    (folder / "band.py").write_text(BAND)
+    (folder / "band.py").write_text(BAND, "utf-8")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         assert train.main(["--preset", "band:Band"]) == 0
@@ -78,10 +78,12 @@ def band(tmp_path_factory):
 
 
 def test_all_three_directions_are_learned(band):
-    rows = {row["what"]: row for row in csv.DictReader(open(band / "runs/band_Band/report.csv"))}
+    report = csv.DictReader(open(band / "runs/band_Band/report.csv", encoding="utf-8"))
+    rows = {row["what"]: row for row in report}
     assert set(rows) == {"finding text", "finding image", "finding notes"}
     assert all(float(row["accuracy"]) > 0.6 for row in rows.values())
-    log = next(csv.DictReader(open(next(band.glob("runs/band_Band/log/*/metrics.csv")))))
+    metrics = next(band.glob("runs/band_Band/log/*/metrics.csv"))
+    log = next(csv.DictReader(open(metrics, encoding="utf-8")))
     assert {"val_text_loss", "val_image_loss_t0.25", "val_notes_acc"} <= {*log}
 
 
@@ -104,7 +106,7 @@ def test_from_one_modality_the_two_others_follow(band, given, monkeypatch):
 def test_all_commands_know_it(band, monkeypatch, capsys):
     monkeypatch.chdir(band)
     assert train.main(["score", "--rows", "20", "--csv", "more.csv"]) == 0
-    assert len(list(csv.DictReader(open("more.csv")))) == 3
+    assert len(list(csv.DictReader(open("more.csv", encoding="utf-8")))) == 3
     assert train.main(["--preset", "band:Band", "--resume", "--steps", "242"]) == 0
     assert "--things 3 contradicts" in wrong(capsys, "--preset", "band:Band", "--resume",
                                              "--things", "3")
@@ -134,7 +136,7 @@ def wrong(capsys, *arguments):
      "--patch 5 does not divide the pictures' side, 28")])
 def test_what_is_no_kind_of_data_is_told_what_is_missing(lines, says, tmp_path, monkeypatch,
                                                          capsys):
-    (tmp_path / "mine.py").write_text("import fudoki\nimport train\n\n" + lines)
+    (tmp_path / "mine.py").write_text("import fudoki\nimport train\n\n" + lines, "utf-8")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(train.Digits, "load", lambda *_: world_of_noise())
     assert says in wrong(capsys, "--preset", "mine:Mine")

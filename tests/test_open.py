@@ -85,7 +85,7 @@ def test_options_that_are_given_come_before_those_of_the_model(monkeypatch):
 
 def test_a_file_that_does_not_mention_fudoki_is_not_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    Path("other.py").write_text("raise SystemExit('it was run')\nclass Path:\n    pass\n")
+    Path("other.py").write_text("raise SystemExit('it was run')\nclass Path:\n    pass\n", "utf-8")
     with pytest.raises(LookupError, match="a file here that mentions fudoki"):
         PATHS["other:Path"]
 
@@ -105,7 +105,8 @@ class Blend(fudoki.Path):
 def test_a_clock_of_ones_own_is_a_function_in_a_file_and_a_checkpoint_remembers_it(tmp_path,
                                                                                     monkeypatch):
     monkeypatch.chdir(tmp_path)
-    Path("mine.py").write_text("import fudoki\ndef clock(path):\n    return lambda t: t ** 3")
+    Path("mine.py").write_text("import fudoki\ndef clock(path):\n    return lambda t: t ** 3",
+                               "utf-8")
     run = train.parse(["--clock", "mine:clock"])
     model = saved(small("uniform", clock=run.clock), tmp_path / "model.ckpt")
     t = torch.tensor([[0.5]])
@@ -153,8 +154,8 @@ def test_a_path_and_steps_from_a_file_of_ones_own(monkeypatch, tmp_path, capsys)
         monkeypatch.setitem(entries, name, None)        # so that it is gone when this is over
         del entries[name]
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "own.py").write_text(OWN)
-    (tmp_path / "other.py").write_text("raise SystemExit")                  # not about this
+    (tmp_path / "own.py").write_text(OWN, "utf-8")
+    (tmp_path / "other.py").write_text("raise SystemExit", "utf-8")         # not about this
     run = train.parse(["--path", "own:Slow", "--path-options", "power=3."])
     assert run.path == "own:Slow" and run.path_options == {"power": 3.}
     model = small("own:Slow", path_options=run.path_options)
@@ -276,7 +277,7 @@ def test_an_error_while_a_file_is_read_is_the_students_own(source, says, tmp_pat
                                                            capsys):
     """One sentence, and the traceback from the file's first line on."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "mine.py").write_text("import fudoki\n" + source)
+    (tmp_path / "mine.py").write_text("import fudoki\n" + source, "utf-8")
     for main, flag in ((train.main, "--path"), (train.main, "--preset"), (sample.main, "--step")):
         assert main([flag, "mine:Own"]) == 2
         said = capsys.readouterr().err.partition(f"{Path(main.__module__)}.py: ")[2]
@@ -292,8 +293,8 @@ def test_an_error_while_a_file_is_read_is_the_students_own(source, says, tmp_pat
 def test_a_name_that_is_nearly_right_is_answered_by_the_right_form(name, says, tmp_path,
                                                                    monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "mine.py").write_text("import fudoki\nPath = fudoki.UniformPath")
-    (tmp_path / "other.py").write_text("Path = 1 / 0")
+    (tmp_path / "mine.py").write_text("import fudoki\nPath = fudoki.UniformPath", "utf-8")
+    (tmp_path / "other.py").write_text("Path = 1 / 0", "utf-8")
     with pytest.raises(SystemExit):
         train.parse(["--path", name])
     assert says in capsys.readouterr().err
@@ -303,7 +304,8 @@ def test_a_file_may_be_named_in_several_ways(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for file in ("mi-ne.py", "sub/mine.py"):
         (tmp_path / file).parent.mkdir(exist_ok=True)
-        (tmp_path / file).write_text("import fudoki\nclass Own(fudoki.UniformPath):\n    pass")
+        (tmp_path / file).write_text(
+            "import fudoki\nclass Own(fudoki.UniformPath):\n    pass", "utf-8")
     for name in ("mi-ne:Own", "sub/mine:Own", "sub/mine.py:Own"):
         assert train.parse(["--path", name]).path == name
         assert issubclass(PATHS[name], fudoki.UniformPath)
@@ -317,10 +319,10 @@ def test_what_has_become_of_ones_own_file_is_said(tmp_path, monkeypatch, capsys)
              "        super().__init__(embedding, frequency)\n")
 
     def said(source):
-        (tmp_path / "mine.py").write_text(source)
+        (tmp_path / "mine.py").write_text(source, "utf-8")
         assert sample.main(["seven", "--checkpoint", "model.ckpt"]) == 2
         return capsys.readouterr().err
-    (tmp_path / "mine.py").write_text(right)
+    (tmp_path / "mine.py").write_text(right, "utf-8")
     saved(small("mine:Own", path_options={"power": 2.},
                 notes=dict(data="a test", captions=None, asks=False)), tmp_path / "model.ckpt")
     for source, says in ((right.replace("Own", "Other"), "mine.py has no Own"),
@@ -329,7 +331,7 @@ def test_what_has_become_of_ones_own_file_is_said(tmp_path, monkeypatch, capsys)
         error = said(source)
         assert says in error and "model.ckpt" in error and "'path': 'mine:Own'" in error
     assert 'File "mine.py", line 5' in said(right + "1 / 0\n")
-    (tmp_path / "mine.py").write_text(right + "    more = 3\n")
+    (tmp_path / "mine.py").write_text(right + "    more = 3\n", "utf-8")
     assert sample.open_model(tmp_path / "model.ckpt")[0].paths["image"].more == 3
 
 
@@ -340,7 +342,7 @@ def test_an_error_in_the_middle_of_a_training_is_cut_to_ones_own_lines(tmp_path,
         "import fudoki, sample\ndef loss(path, p_1t, x_1, x_t, t):\n"
         "    if len(x_1) > 2:\n        return p_1t.view(3)\n"
         "    return fudoki.cross_entropy(path, p_1t, x_1, x_t, t)\n"
-        "def told(*of):\n    raise sample.InputError('mine')\n")
+        "def told(*of):\n    raise sample.InputError('mine')\n", "utf-8")
     LOSSES["mine:loss"], LOSSES["mine:told"]
     x_1 = torch.zeros(3, 4).long()
     for name, kind in (("mine:loss", RuntimeError), ("mine:told", sample.InputError)):

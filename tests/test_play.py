@@ -27,7 +27,8 @@ def test_the_page_has_the_numbers_of_the_project():
     asked = f"""const found = {json.dumps(CASES)}.map(how => ({{
         world: WORLDS[how.where], p: softmax(logits(how)), flux: flux(how) }}));
         console.log(JSON.stringify(found));"""
-    done = subprocess.run(["node", "-e", maths + asked], capture_output=True, text=True)
+    done = subprocess.run(["node", "-"], input=maths + asked, capture_output=True,
+                          encoding="utf-8")
     assert done.returncode == 0, done.stderr
 
     for case, its in zip(CASES, json.loads(done.stdout)):

@@ -118,7 +118,8 @@ def test_scenes_are_learned_drawn_read_asked_and_changed(tmp_path, monkeypatch, 
     monkeypatch.setitem(train.DATA, "scenes", scenes.Scenes)
     assert train.main(["--preset", "scenes", *"""--steps 120 --val-every 60 --train-images 2000
         --width 32 --heads 2 --depth 1 --test-images 20 --drawings 20 --threads 1""".split()]) == 0
-    rows = {row["what"]: row for row in csv.DictReader(open("runs/scenes/report.csv"))}
+    report = csv.DictReader(open("runs/scenes/report.csv", encoding="utf-8"))
+    rows = {row["what"]: row for row in report}
     assert float(rows["drawing, single"]["seen"]) > 0.3         # nothing else is in 16 patches
     for command, says in (
             ("'a red square' --n 4 --seed 1", "samples.png: 4 drawn"),

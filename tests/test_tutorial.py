@@ -29,7 +29,7 @@ def tables(monkeypatch):
 @pytest.fixture
 def book():
     """Tutorial and measurements, on one line."""
-    return " ".join((TUTORIAL.read_text() + MEASUREMENTS.read_text()).split())
+    return " ".join((TUTORIAL.read_text("utf-8") + MEASUREMENTS.read_text("utf-8")).split())
 
 
 def alike(printed, shown):
@@ -43,7 +43,7 @@ def alike(printed, shown):
 
 def test_blocks_run_in_order(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    text, namespace = TUTORIAL.read_text(), {}
+    text, namespace = TUTORIAL.read_text("utf-8"), {}
     found = list(re.finditer(r"^```python\n(.*?)^```$", text, re.S | re.M))
     for block in found:
         line = text[:block.start(1)].count("\n")        # so that a traceback names the right one
@@ -69,14 +69,16 @@ def test_a_result_that_differs_is_found():
 
 
 def test_quotations_are_verbatim():
-    for name, quotation in QUOTATION.findall(TUTORIAL.read_text() + README.read_text()):
-        assert "\n" + quotation in (ROOT / name).read_text(), f"not as in {name}:\n{quotation}"
+    texts = TUTORIAL.read_text("utf-8") + README.read_text("utf-8")
+    for name, quotation in QUOTATION.findall(texts):
+        source = (ROOT / name).read_text("utf-8")
+        assert "\n" + quotation in source, f"not as in {name}:\n{quotation}"
 
 
 def test_what_the_book_is_about_is_quoted():
     """The paths' equations, velocities, steps, network and the method's own part of the module:
     each of these definitions, or a piece of it."""
-    file = (ROOT / "fudoki.py").read_text()
+    file = (ROOT / "fudoki.py").read_text("utf-8")
     spans = {}
     for node in ast.walk(ast.parse(file)):
         if isinstance(node, ast.ClassDef):
@@ -85,7 +87,7 @@ def test_what_the_book_is_about_is_quoted():
         elif isinstance(node, ast.FunctionDef):
             spans.setdefault(node.name, node)
     places = []
-    for name, quotation in QUOTATION.findall(TUTORIAL.read_text()):
+    for name, quotation in QUOTATION.findall(TUTORIAL.read_text("utf-8")):
         if name != "fudoki.py":
             continue
         first = file[:file.index(quotation)].count("\n") + 1
@@ -99,7 +101,7 @@ def test_what_the_book_is_about_is_quoted():
 
 
 def test_the_book_explains_more_than_it_quotes():
-    text = TUTORIAL.read_text().partition("\n## 12")[0]
+    text = TUTORIAL.read_text("utf-8").partition("\n## 12")[0]
     prose = re.sub(r"^```.*?^```$", "", text, flags=re.S | re.M)
     prose = [line for line in prose.splitlines() if line.strip() and line[0] not in "|!#"]
     assert len(prose) > sum(q.count("\n") for _, q in QUOTATION.findall(text))
@@ -107,14 +109,14 @@ def test_the_book_explains_more_than_it_quotes():
 
 def test_notation_table_is_the_same_in_both():
     tables = [re.findall(r"^\| .*\|$", text, re.M)[:9] for text in
-              ((ROOT / "fudoki.py").read_text(),
-               TUTORIAL.read_text().partition("### Names\n")[2])]
+              ((ROOT / "fudoki.py").read_text("utf-8"),
+               TUTORIAL.read_text("utf-8").partition("### Names\n")[2])]
     assert tables[0] == tables[1] and "λ" in tables[0][-1]
 
 
 def lines_of_code(file):
     """Lines that are neither blank, nor a comment, nor a docstring."""
-    text, docstrings, found = file.read_text(), set(), set()
+    text, docstrings, found = file.read_text("utf-8"), set(), set()
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)):
             if ast.get_docstring(node, clean=False) is not None:
@@ -132,12 +134,13 @@ def test_readme_counts_the_lines_of_code_and_is_short_itself():
     for name, limit in most.items():
         counted[name] = lines_of_code(ROOT / f"{name}.py")
         assert counted[name] <= limit, name
-    assert "{fudoki}, {sample} and {train} lines of code".format(**counted) in README.read_text()
-    assert sum(counted.values()) <= 1400 and len(README.read_text().splitlines()) <= 150
+    readme = README.read_text("utf-8")
+    assert "{fudoki}, {sample} and {train} lines of code".format(**counted) in readme
+    assert sum(counted.values()) <= 1400 and len(README.read_text("utf-8").splitlines()) <= 150
 
 
 def test_an_afternoon_is_enough_for_chapters_0_to_6_and_8():
-    chapters = re.split(r"^## \d+\. ", TUTORIAL.read_text(), flags=re.M)[1:]
+    chapters = re.split(r"^## \d+\. ", TUTORIAL.read_text("utf-8"), flags=re.M)[1:]
     afternoon = "".join(chapters[i] for i in (0, 1, 2, 3, 4, 5, 6, 8))
     prose = re.sub(r"^```.*?^```$", "", afternoon, flags=re.S | re.M)
     assert afternoon.count("\n") <= 1000 and len(prose.split()) <= 6500
@@ -146,7 +149,7 @@ def test_an_afternoon_is_enough_for_chapters_0_to_6_and_8():
 def test_no_name_hides_an_import():
     """Neither a parameter nor a variable of a function has the name of something imported."""
     for name in ("fudoki", "sample", "train"):
-        tree = ast.parse((ROOT / f"{name}.py").read_text())
+        tree = ast.parse((ROOT / f"{name}.py").read_text("utf-8"))
         imported = {(alias.asname or alias.name).split(".")[0] for node in tree.body
                     if isinstance(node, (ast.Import, ast.ImportFrom)) for alias in node.names}
         found = {node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)}
@@ -155,16 +158,28 @@ def test_no_name_hides_an_import():
         assert not found & imported, (name, found & imported)
 
 
+def test_files_are_opened_as_utf_8_whatever_the_system_has():
+    """A call without it fails on Windows, in any file that has a formula."""
+    for file in [*ROOT.glob("*.py"), *ROOT.glob("tests/**/*.py")]:
+        for call in ast.walk(ast.parse(file.read_text("utf-8"))):
+            if isinstance(call, ast.Call):
+                said = ast.unparse(call)
+                how = said[len(ast.unparse(call.func)):]
+                if re.fullmatch("(?!Image|gzip)(.*\\.)?(open|read_text|write_text)",
+                                ast.unparse(call.func)):
+                    assert re.search("utf-8|encoding|'[rwa]b'", how), (file.name, said)
+
+
 def test_lines_have_at_most_99_characters():
     for file in [*ROOT.glob("*.py"), *ROOT.glob("tests/**/*.py")]:
-        for i, line in enumerate(file.read_text().splitlines(), 1):
+        for i, line in enumerate(file.read_text("utf-8").splitlines(), 1):
             assert len(line) <= 99, f"{file.name}:{i}"
 
 
 def test_bodies_have_paragraphs():
     """A function of more than a dozen lines of code has a blank line or a comment in it."""
     for name in ("fudoki", "sample", "train"):
-        text = (ROOT / f"{name}.py").read_text()
+        text = (ROOT / f"{name}.py").read_text("utf-8")
         lines = text.splitlines()
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.FunctionDef):
@@ -176,14 +191,14 @@ def test_bodies_have_paragraphs():
 def test_links_lead_somewhere():
     """Files that README, tutorial and measurements link to exist, and so do the headings."""
     for file in (TUTORIAL, README, MEASUREMENTS):
-        text = re.sub(r"^```.*?^```$", "", file.read_text(), flags=re.S | re.M)
+        text = re.sub(r"^```.*?^```$", "", file.read_text("utf-8"), flags=re.S | re.M)
         for target in re.findall(r"\]\(([^)\s]+)\)", text):
             name, _, heading = target.partition("#")
             if not name.startswith("http"):
                 linked = file.parent / name if name else file
                 assert linked.exists(), target
                 if heading:
-                    known = re.findall(r"^#+ (.*)$", linked.read_text(), re.M)
+                    known = re.findall(r"^#+ (.*)$", linked.read_text("utf-8"), re.M)
                     known = [re.sub(r"[^\w\- ]", "", k.lower()).replace(" ", "-") for k in known]
                     assert heading in known, target
 
@@ -276,23 +291,23 @@ def test_what_is_said_of_pretraining_was_measured(tables, book):
 
 
 def test_neighbours_are_those_of_the_study():
-    found = (ROOT / "tests/bench/neighbours.txt").read_text()
+    found = (ROOT / "tests/bench/neighbours.txt").read_text("utf-8")
     table = found.index("exponent")
-    assert all(part in TUTORIAL.read_text() for part in (found[:table], found[table:]))
+    assert all(part in TUTORIAL.read_text("utf-8") for part in (found[:table], found[table:]))
 
 
 def test_tables_are_those_of_the_studies(tables):
     """`tables.py` would change nothing."""
     names = set()
     for file in tables.FILES:
-        text = file.read_text()
+        text = file.read_text("utf-8")
         assert tables.filled(text) == text, file
         for _, calls, rows in tables.TABLE.findall(text):
             names |= {*calls.split(", ")}
             assert rows
     assert len(names) >= 21 and len(names) == sum(
         len(calls.split(", ")) for file in tables.FILES
-        for calls in re.findall("<!-- (.*) -->", file.read_text()))
+        for calls in re.findall("<!-- (.*) -->", file.read_text("utf-8")))
 
 
 def short(number, digits=2):
@@ -458,7 +473,7 @@ def test_what_is_said_of_clean_parts_in_training_was_measured(tables, book):
 def test_minutes_and_the_seam_are_those_of_the_studies(tables, book):
     minutes = [float(row["minutes"]) for row in tables.rows("toy")]
     assert (f"2,500 steps: about {sum(minutes) / len(minutes):.0f} minutes on one core"
-            in README.read_text())
+            in README.read_text("utf-8"))
     seams = {row["kept"]: row["real_seam"] for row in tables.rows("inpaint")}
     seam = (float(seams["top"]) + float(seams["left"])) / 2
     assert f"its two sides, {short(seam, 3)} in real" in book
@@ -471,7 +486,7 @@ def test_what_is_said_of_texts_was_measured(tables, book):
             f"{marginal}") in book
     minutes = float(tables.rows("ar")[0]["minutes"])
     assert f"{minutes:.0f} minutes on one core" in book
-    assert f"{minutes:.0f} minutes](tutorial.md#what-it-does-not-see)" in README.read_text()
+    assert f"{minutes:.0f} minutes](tutorial.md#what-it-does-not-see)" in README.read_text("utf-8")
     held_out, default = ([r for r in tables.rows("written") if (
         r["name"], r["step"], r["temperature"]) == kind] for kind in (
             ("held-out", "", ""), ("uniform", "race", "0.7")))
@@ -497,7 +512,7 @@ def test_the_twenty_texts_are_those_of_the_study(tables, book):
 def test_the_notebook_has_all_blocks_as_cells_and_quotations_as_text(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "tests" / "exercises")
     from notebook import notebook
-    text = TUTORIAL.read_text()
+    text = TUTORIAL.read_text("utf-8")
     cells = notebook(text)["cells"]
     code = ["".join(cell["source"]) + "\n" for cell in cells if cell["cell_type"] == "code"]
     blocks = re.findall(r"^```python\n(.*?)^```$", text, re.S | re.M)
@@ -516,7 +531,7 @@ def test_the_notebook_has_all_blocks_as_cells_and_quotations_as_text(monkeypatch
 def test_a_notebook_fetches_the_project_where_it_is_not_beside_it(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "tests" / "exercises")
     import notebook
-    first = notebook.notebook(TUTORIAL.read_text(), "https://there/fudoki")["cells"][0]
+    first = notebook.notebook(TUTORIAL.read_text("utf-8"), "https://there/fudoki")["cells"][0]
     ran = []
 
     def run(command, check):

@@ -178,7 +178,8 @@ def plot():
     import matplotlib
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
-    found = [row for row in csv.DictReader((study.ROOT / "tests/bench/backbone.csv").open())
+    table = study.ROOT / "tests/bench/backbone.csv"
+    found = [row for row in csv.DictReader(table.open(encoding="utf-8"))
              if {*row["start"].split("+")} <= {"pretrained", "scratch", "noshift", "frozen"}]
     names = list(dict.fromkeys((row["model"], row["text"]) for row in found))
     colours = {start: f"C{k}" for k, start in enumerate(dict.fromkeys(

@@ -84,7 +84,8 @@ def measured(data, start, seed, given, table):
     with tempfile.TemporaryDirectory() as folder:
         study.trained(run, world, model, folder)
         log, = Path(folder).glob("log/*/metrics.csv")
-        found = [row for row in csv.DictReader(log.open()) if row.get("val_text_loss")]
+        rows = csv.DictReader(log.open(encoding="utf-8"))
+        found = [row for row in rows if row.get("val_text_loss")]
 
     L.seed_everything(seed, verbose=False)
     right, one_call = {}, ""

@@ -276,7 +276,7 @@ def main():
     if given.what == "measure":
         table = study.Table("paths", "name seed what steps guidance temperature".split(),
                             VALUES.split())
-        rows, chosen = list(csv.DictReader(table.file.open())), {}
+        rows, chosen = list(csv.DictReader(table.file.open(encoding="utf-8"))), {}
         for name in {row["name"] for row in rows if row["what"] == "choice"}:
             chosen[name] = choose({
                 (float(row["guidance"]), float(row["temperature"])):

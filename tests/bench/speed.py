@@ -32,7 +32,7 @@ PAGE = os.sysconf("SC_PAGE_SIZE")
 def peak(function):
     """The most extra megabytes while function ran."""
     def resident():
-        return int(Path("/proc/self/statm").read_text().split()[1]) * PAGE
+        return int(Path("/proc/self/statm").read_text("utf-8").split()[1]) * PAGE
 
     def watch():
         nonlocal most
@@ -125,7 +125,7 @@ def beside_a_plain_way():
     pairs = calls(16_384, 8, 1152)
     took = seconds({(what, i): pair[i] for what, pair in pairs.items() for i in (0, 1)})
     toy = seconds(dict(enumerate(training(60))), 5)
-    with (study.ROOT / "tests/bench/speed.csv").open("w", newline="") as file:
+    with (study.ROOT / "tests/bench/speed.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["V", "D", "rows", "what", "seconds", "plain_s", "MB", "plain_MB"])
         for what, pair in pairs.items():
@@ -134,7 +134,7 @@ def beside_a_plain_way():
         for what, (ours, _) in calls(150_000, 64, 512).items():
             writer.writerow([150_000, 64, 512, what, "", "", peak(ours), ""])
         writer.writerow(["", "", "", "training", *(f"{toy[i] / 60:.3f}" for i in (0, 1)), "", ""])
-    print((study.ROOT / "tests/bench/speed.csv").read_text())
+    print((study.ROOT / "tests/bench/speed.csv").read_text("utf-8"))
 
 
 def growth():
@@ -161,8 +161,8 @@ def growth():
                         "a step of the race": lambda: fudoki.race(
                             path, x_t["image"], x_1["image"], T, S)})
         rows += [f"{what},{V},{N},{width},{s:.5f}" for what, s in took.items()]
-    file.write_text("\n".join(rows) + "\n")
-    plot(list(csv.DictReader(file.open())), toy)
+    file.write_text("\n".join(rows) + "\n", "utf-8")
+    plot(list(csv.DictReader(file.open(encoding="utf-8"))), toy)
 
 
 def plot(rows, toy):

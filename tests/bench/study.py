@@ -95,8 +95,8 @@ class Table:
     def __init__(self, name, keys, values):
         self.file, self.keys, self.columns = ROOT / f"tests/bench/{name}.csv", keys, keys + values
         if not self.file.exists():
-            self.file.write_text(",".join(self.columns) + "\n")
-        rows = csv.DictReader(self.file.open())
+            self.file.write_text(",".join(self.columns) + "\n", "utf-8")
+        rows = csv.DictReader(self.file.open(encoding="utf-8"))
         self.done = {tuple(row[k] for k in keys) for row in rows}
 
     def __contains__(self, key):
@@ -104,6 +104,6 @@ class Table:
 
     def add(self, *row):
         """Writes a row to the file and to the terminal."""
-        with self.file.open("a", newline="") as file:
+        with self.file.open("a", newline="", encoding="utf-8") as file:
             csv.writer(file, lineterminator="\n").writerow(row)
         print(*row, flush=True)

@@ -35,7 +35,7 @@ WAYS = {"state": "as it is", "draft": "noise of t = {} added", "told": "told whi
 
 
 def rows(name):
-    return list(csv.DictReader(open(ROOT / f"tests/bench/{name}.csv")))
+    return list(csv.DictReader(open(ROOT / f"tests/bench/{name}.csv", encoding="utf-8")))
 
 
 def mean(found, column):

@@ -27,7 +27,7 @@ sys.path.insert(0, os.getcwd())
 def remote():
     """The address from which git has this copy, for everybody: https, or nothing."""
     found = subprocess.run(["git", "-C", str(ROOT), "remote", "get-url", "origin"],
-                           capture_output=True, text=True).stdout.strip()
+                           capture_output=True, encoding="utf-8").stdout.strip()
     found = re.sub(r"^git@([^:/]+):", r"https://\1/", found)
     return found if found.startswith("https://") else ""
 

@@ -677,7 +677,7 @@ class Words(train.Data):
         return dict(text=rows), dict(text=rows)
 
     def sample(self, model, path):
-        path.with_suffix(".txt").write_text("a b")
+        path.with_suffix(".txt").write_text("a b", "utf-8")
 
     def report(self, model, run, options):
         yield "words", dict(share=1.)
