@@ -1,4 +1,5 @@
-"""Draws from words, reads pictures, answers questions, writes texts, with a model of train.py:
+"""Draws from words, reads pictures, answers questions, writes texts, with a model of train.py, or
+with one of those that come along (toy, scenes):
 
     python sample.py "a bold slanted seven"
     python sample.py "seven"                    the other words are left to chance

@@ -286,8 +286,26 @@ def test_what_is_said_of_pretraining_was_measured(tables, book):
     assert max(abs(a - b) for a, b in zip(*words)) < 0.05
     drawn = (short(float(last["scenes", "image", start, "0"]["right"])) for start in (
         "random@6e-3", "pretrained", "small"))
-    assert ("a random body draws {}, the pretrained one {}, and the small trunk {},".format(*drawn)
+    assert ("a random body draws {}, the pretrained one {}, and the small trunk {}.".format(*drawn)
             in book)
+    drawn, read = (short(float(last["scenes", modality, "pretrained@6e-3", "0"]["right"]))
+                   for modality in ("image", "text"))
+    small = [short(float(row["seen"])) for row in tables.rows("scenes") if row["command"].endswith(
+        "scenes --threads 1 --val-every 1000") and row["what"].split(",")[-1] in (
+        " mean", " captions that are true")]
+    assert (f"body draws {drawn} and reads {read}, the small trunk {small[0]} and {small[1]}."
+            in book)
+    layers = short(float(last["scenes", "image", "shallow", "0"]["right"]))
+    assert f"as this body has, the small trunk draws {layers}." in book
+
+
+def test_what_is_said_of_optimisers_for_texts_was_measured(tables, book):
+    nats = {(row["model"], row["start"]): short(float(row["loss"])) for row in tables.rows("body")
+            if row["data"] == "stories" and row["seed"] == "0" and row["step"] == row["steps"]}
+    assert "story-656K has {} nats with Muon, {} with AdamW at the rate .003".format(
+        nats["story-656K", "pretrained"], nats["story-656K", "adamw@3e-3"]) in book
+    assert ("SmolLM2-135M has {} with Muon at the rate .002, {} with AdamW at .0003".format(
+        nats["SmolLM2-135M", "pretrained@2e-3"], nats["SmolLM2-135M", "adamw@3e-4"])) in book
 
 
 def test_neighbours_are_those_of_the_study():

@@ -7,8 +7,8 @@ children's stories from its weights and from random ones, in equal steps:
 START: pretrained; random (all weights); layers (all but the words are random); lower (the lower
 half of the layers is random); frozen (layers are pretrained and stay as they are); stages (words
 stay as they are for a third of the steps); noshift; uniform (another path); adamw; small (another
-trunk, that of the toy). random@6e-3 has another learning rate than the preset's. What is in
-body.csv is skipped.
+trunk, that of the toy); shallow (the toy's, with the width and depth of story-656K). random@6e-3
+has another learning rate than the preset's. What is in body.csv is skipped.
 
 Rows are validations, by the averaged weights: the held-out cross-entropy of a modality at ten
 noise levels, and after the last step what is right of the report's drawings and readings, of
@@ -34,6 +34,7 @@ TIMES = [f"t{(i + 0.5) / 10:.2f}" for i in range(10)]
 KEYS = "data model start seed steps step modality".split()
 SHOWN = [("layers", "layers random", "C1"), ("random", "all random", "C3"),
          ("random@6e-3", "all random, .006", "C2")]
+SMALL = dict(small=[], shallow="--width 128 --depth 2 --heads 4".split())
 RANDOM = dict(random="", layers=r"body\.layers\.", lower=r"body\.layers\.(\d+)\.")
 
 
@@ -46,9 +47,9 @@ def flags(data, start, given):
     where = {"digits": ["--preset", "ar", *study.where(given)],
              "scenes": ["--preset", "scenes", "--lr", "2e-2", *body],
              "stories": ["--preset", "ar", *text]}[data] + body
-    if start == "small":
+    if start in SMALL:
         where = {"digits": ["--preset", "toy", *study.where(given)],
-                 "scenes": ["--preset", "scenes"]}[data]
+                 "scenes": ["--preset", "scenes"]}[data] + SMALL[start]
     return where + {"noshift": ["--trunk-options", "shift=False"],
                     "uniform": ["--path", "uniform"], "adamw": ["--optimizer", "adamw"]}.get(
                         start, []) + ["--lr", lr] * bool(lr)
@@ -78,7 +79,7 @@ def measured(data, start, seed, given, table):
     if data == "stories":
         training, held_out = world.tokens(model)
         world.tokens = lambda model: (training, {"text": held_out["text"][:given.windows]})
-    if start != "small":
+    if start.partition("@")[0] not in SMALL:
         begin(model, start, steps)
 
     with tempfile.TemporaryDirectory() as folder:

@@ -30,7 +30,7 @@ STARTS = {"pretrained": "pretrained", "lower": "the lower layer random",
           "layers": "both layers random",
           "random": "all random", "random@6e-3": "all random, learning rate .006",
           "frozen": "layers stay as they are", "stages": "words stay at first",
-          "small": "the small trunk"}
+          "small": "the small trunk", "shallow": "the small trunk, two layers of width 128"}
 WAYS = {"state": "as it is", "draft": "noise of t = {} added", "told": "told which"}
 
 
