@@ -49,7 +49,7 @@ def test_weights_are_made_small_without_the_codebook(tmp_path):
 @pytest.mark.parametrize("command, which", [
     ("'a bold slanted seven' --n 4", "toy"), ("--n 1", "toy"),
     ("--checkpoint toy two --n 2 --step euler", "toy"),
-    ("--checkpoint scenes 'a red circle left of a blue square' --n 4", "scenes")])
+    ("--checkpoint scenes 'a white circle and a blue square' --n 4", "scenes")])
 def test_a_fresh_clone_draws_at_once(command, which, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert sample.main(shlex.split(command)) == 0
