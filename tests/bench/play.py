@@ -4,6 +4,7 @@
 
 A caption, and a checkpoint for each path; after `--` another caption and its checkpoints. Of every
 state the page has the tokens, and of every prediction the three likeliest tokens of each place.
+What the page has of other captions stays, and of this one, other paths with the same codebook.
 """
 import base64
 import itertools
@@ -18,8 +19,9 @@ ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "figures/play.html"
 sys.path.insert(0, str(ROOT))
 import sample  # noqa: E402
+from fudoki import PATHS  # noqa: E402
 
-SLOT = re.compile(r'(<script id="recorded" type="application/json">\n).*?(\n</script>)', re.S)
+SLOT = re.compile(r'(<script id="recorded" type="application/json">\n)(.*?)(\n</script>)', re.S)
 
 
 def recorded(model, caption, steps=8):
@@ -54,7 +56,8 @@ def codes(model):
 
 
 def main(arguments):
-    shows = []
+    page = PAGE.read_text(encoding="utf-8")
+    shows = {show["caption"]: show for show in json.loads(SLOT.search(page)[2])}
     for named, words in itertools.groupby(arguments, lambda word: word != "--"):
         if named:
             caption, *files = words
@@ -62,13 +65,15 @@ def main(arguments):
                       for name, _, file in (word.partition("=") for word in files)}
             first, (patches,) = next(iter(models.values())), {codes(m) for m in models.values()}
             kind = first.tokens["image"]
-            shows.append(dict(
+            old = shows.get(caption, {})
+            paths = old["paths"] if old.get("codes") == patches else {}
+            paths |= {name: recorded(model, caption) for name, model in models.items()}
+            shows[caption] = dict(
                 caption=caption, preset=first.hparams.notes["preset"], codes=patches,
                 patch=kind.patch, channels=kind.channels, side=kind.size // kind.patch,
-                paths={name: recorded(model, caption) for name, model in models.items()}))
-    text = SLOT.sub(lambda found: found[1] + json.dumps(shows, separators=(",", ":")) + found[2],
-                    PAGE.read_text(encoding="utf-8"))
-    PAGE.write_text(text, encoding="utf-8")
+                paths={name: paths[name] for name in PATHS if name in paths})
+    text = json.dumps([*shows.values()], separators=(",", ":"))
+    PAGE.write_text(SLOT.sub(lambda found: found[1] + text + found[3], page), encoding="utf-8")
 
 
 if __name__ == "__main__":
