@@ -584,8 +584,7 @@ class Backbone(nn.Module):
         h, visible = torch.cat([bos, h], 1), F.pad(visible, (1, 0), value=True)     # (B, 1+N, …)
 
         # transformers adds no causal mask to a mask of four dimensions
-        mask = torch.zeros_like(visible, dtype=h.dtype)
-        mask = mask.masked_fill(~visible, torch.finfo(h.dtype).min)[:, None, None]
+        mask = torch.where(visible, 0., torch.finfo(h.dtype).min).to(h.dtype)[:, None, None]
         h = self.body(inputs_embeds=h, attention_mask=mask.expand(-1, 1, h.shape[1], -1),
                       position_ids=visible.cumsum(1) - 1, use_cache=False).last_hidden_state
         return h[:, :-1] if self.shift else h[:, 1:]

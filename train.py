@@ -33,6 +33,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 import zlib
 
@@ -656,30 +657,28 @@ class Keep(L.Callback):
     training. Lightning calls it before the averaging: it samples with the average, saves both."""
 
     def __init__(self, run, folder, data):
-        self.run, self.folder, self.data, self.interrupted = run, folder, data, False
+        self.run, self.folder, self.data, self.signals = run, folder, data, []
         self.path = folder / "model.ckpt"
         self.written = self.path.stat().st_mtime_ns if run.resume else None
 
     def state_dict(self):
         return dict(run=vars(self.run))                 # see `settings`
 
-    def interrupt(self, number_of_signal, frame):
-        """A signal handler: end after this step."""
-        self.interrupted = True
-
     def on_train_start(self, trainer, model):
+        """From now on a signal is only noted. Python allows this in the main thread alone."""
         known = {"SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1"} & {*dir(signal)}
-        for name in (getattr(signal, name) for name in known):
-            if signal.getsignal(name) != signal.SIG_IGN:        # nohup has this one ignored
-                signal.signal(name, self.interrupt)     # Lightning gives it back in the end
+        main = threading.current_thread() is threading.main_thread()
+        for kind in (getattr(signal, name) for name in known if main):
+            if signal.getsignal(kind) != signal.SIG_IGN:        # nohup has this one ignored
+                signal.signal(kind, lambda *seen: self.signals.append(seen))
 
     def on_train_batch_start(self, trainer, model, batch, index):
         """Noise is a function of the seed, the step and the rank, as in a run without a break."""
         torch.manual_seed(hash((self.run.seed, trainer.global_step, trainer.global_rank)))
 
     def on_train_batch_end(self, trainer, model, outputs, batch, index):
-        """A signal to one rank ends the training on all."""
-        trainer.should_stop |= trainer.strategy.reduce_boolean_decision(self.interrupted, False)
+        """A signal to one rank ends the training on all, after this step."""
+        trainer.should_stop |= trainer.strategy.reduce_boolean_decision(bool(self.signals), False)
         if trainer.global_step % 20 == 0:
             self.check(trainer, model)
 

@@ -8,6 +8,7 @@ import shlex
 import shutil
 import signal
 import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -207,6 +208,16 @@ def test_all_that_may_end_a_run_saves_it_but_nohup_stays(tmp_path, monkeypatch):
         assert {*set_up} | ignored == {signal.SIGINT, signal.SIGTERM, signal.SIGHUP,
                                        signal.SIGUSR1}
         assert not ignored & {*set_up}
+
+
+def test_a_run_may_be_started_in_another_thread(no_judge, tmp_path, monkeypatch):
+    """Python lets the main thread alone handle signals."""
+    monkeypatch.chdir(tmp_path)
+    codes, arguments = [], ["--preset", "smoke", *TINY, "--steps", "3"]
+    started = threading.Thread(target=lambda: codes.append(train.main(arguments)))
+    started.start()
+    started.join()
+    assert codes == [0] and train.settings("runs/smoke/model.ckpt")[1] == 3
 
 
 def test_slurm_ends_a_run_as_anything_else_does(no_judge, tmp_path, monkeypatch, capsys):
