@@ -109,11 +109,12 @@ def opened(path):
         raise InputError(f"{path} is damaged: {first_line(error)[:99]}") from error
 
 
-def check_parts(options):
-    """InputError: a path, a clock, a trunk … among these arguments of `Fudoki` and of `generate`
-    does not do what it has to. tests/contract.py says what; without it nothing is checked."""
+def contract(name, *of):
+    """Asks a function of tests/contract.py whether something does what it has to: the `parts`
+    among the arguments of `Fudoki` and of `generate`, or the `rows` of data. Without that file
+    nothing is checked. InputError: it does not."""
     if pathlib.Path(__file__).with_name("tests").is_dir():
-        Registry(check="tests/contract:check")["check"](options)
+        Registry(it=f"tests/contract:{name}")["it"](*of)
 
 
 def open_model(path=None):
@@ -485,7 +486,7 @@ def main(argv=None):
     given = parse(argv)
     model, path = open_model(given.checkpoint)
     check(given, model)
-    check_parts(dict(model.hparams) | generation(given))
+    contract("parts", dict(model.hparams) | generation(given))
     print(f"{path}, trained on {model.hparams.notes['data']}")
     if given.seed is not None:
         L.seed_everything(given.seed, verbose=False)

@@ -49,7 +49,7 @@ from torchvision.datasets import MNIST
 from torchvision.utils import save_image
 
 from fudoki import CLOCKS, LOSSES, OPTIMIZERS, PATHS, TRUNKS, Fudoki, Patches, Registry, Text
-from sample import (SEED, WRITE, InputError, add_generation, check_parts, command, defaults, draw,
+from sample import (SEED, WRITE, InputError, add_generation, command, contract, defaults, draw,
                     first_line, generation, middle_square, named, number, open_model, open_picture,
                     opened, read, take, write)
 
@@ -295,7 +295,8 @@ class Data:
 
     Kind(run) loads the data, says their `origin`, and leaves `run` as it is. Then
     build(run) -> a model that fits, by `make`;
-    tokens(model) -> rows for training and for validation, {name: (N, L)} long each;
+    tokens(model) -> rows for training and for validation, {name: (N, L)} long each, in which row
+    i of every modality belongs together;
     sample(model, path) writes what a model can do into files that begin with `path`;
     report(model, run, options) measures it: yields (what, {column: number});
     prompt: what to ask of sample.py first.
@@ -317,7 +318,7 @@ class Data:
         options = {name: vars(run)[name] for name in names} | dict(
             tokens=tokens, frequency=frequency, share=share, notes=known | (notes or {}),
             trunk_options=sizes)
-        check_parts(options | backbone)
+        contract("parts", options | backbone)
         return Fudoki(**options | backbone)
 
 
@@ -740,6 +741,7 @@ def fit(trainer, model, data, run, done=0, path=None):
         rows, held_out = data.tokens(model)
     except ValueError as error:
         raise InputError(f"{data.origin} does not fit the model: {error}") from error
+    contract("rows", model, rows, held_out)
     batches, n = Batches(rows, run, trainer, done), 10 * run.batch
     validation = [take(held_out, slice(i, i + n)) for i in range(0, 1000, n)]
 
@@ -799,7 +801,7 @@ def score(argv):
     run, options = argparse.Namespace(**run), dict(step="race", velocity=None, late=1.)
     options |= (defaults(model, "draw") if "image" in model.tokens else WRITE) | generation(given)
     quietly(run)
-    check_parts(dict(model.hparams) | options)
+    contract("parts", dict(model.hparams) | options)
     report(model, kind(run), run, options, given.csv, training_steps=done, checkpoint=path,
            **options, command=" ".join(["python train.py score", *argv]))
 
@@ -814,7 +816,7 @@ def train(argv):
     if run.resume:
         model, path = open_model(folder / "model.ckpt")
         done = settings(path)[1]
-        check_parts(model.hparams)
+        contract("parts", model.hparams)
     else:
         model = data.build(run)
 

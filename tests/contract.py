@@ -1,8 +1,8 @@
-"""What a path, a clock, a velocity, a step, a loss, a trunk or a backbone has to do. train.py and
-sample.py ask this before they use it: of what comes with the project only whether its options are
-possible, of a FILE:NAME all of it, on a handful of tokens of the model's own vocabularies and at
-times that are dense near both ends. The first thing that is wrong ends the command with one
-sentence, an InputError; an exception in one's own file stays as it is.
+"""What a path, a clock, a velocity, a step, a loss, a trunk, a backbone and data have to do.
+train.py and sample.py ask this before they use it: of what comes with the project only whether its
+options are possible, of a FILE:NAME all of it, on a handful of tokens of the model's own
+vocabularies and at times that are dense near both ends. The first thing that is wrong ends the
+command with one sentence, an InputError; an exception in one's own file stays as it is.
 
 Whether what it returns is *right* is graded by exercises/test_yours.py.
 """
@@ -178,6 +178,36 @@ def check_again(call, path, again, V):
                          "could be opened: register what it draws at random as a buffer")
 
 
+# -------------------------------------------------------------------------------- what is learned
+
+def rows(model, training, validation):
+    """InputError: the rows of data, {name: (N, L)} each, are not tokens of the model."""
+    name = model.hparams.notes["preset"]
+    for what, x in (("training", training), ("validation", validation)):
+        call = f"{name}.tokens(model): {what}"
+        if not isinstance(x, dict):
+            raise InputError(f"{call} is {described(x)}, expected a dictionary {{name: (N, L)}}")
+        if x.keys() != model.tokens.keys():
+            raise InputError(f"{call} has {', '.join(x) or 'nothing'}; the model has "
+                             f"{', '.join(model.tokens)}")
+        for m, kind in model.tokens.items():
+            if not torch.is_tensor(x[m]):
+                raise InputError(f"{call}, {m} is {described(x[m])}, expected a tensor (N, L)")
+            if x[m].dtype != torch.long or x[m].ndim != 2 or x[m].shape[1] > kind.length:
+                raise InputError(f"{call}, {m} is {(*x[m].shape,)} {x[m].dtype}; expected (N, L) "
+                                 f"torch.int64 with L ≤ {kind.length}")
+
+        counts = {m: len(x_m) for m, x_m in x.items()}
+        if len({*counts.values()}) > 1 or not all(counts.values()):
+            raise InputError(f"{call} has {counts} rows: each row has all modalities, so these "
+                             "numbers are equal, and above 0")
+        for m, kind in model.tokens.items():
+            known, (least, most) = len(kind.embedding), (n.item() for n in x[m].aminmax())
+            if least < 0 or most >= known:
+                raise InputError(f"{call}, {m} has tokens from {least} to {most}; there are those "
+                                 f"from 0 to {known - 1}")
+
+
 # ------------------------------------------------------------------------- what moves along a path
 
 def check_velocity(name, velocity, path, V):
@@ -273,7 +303,7 @@ def check_backbone(trunk, model, n):
 
 @torch.no_grad()
 @torch.random.fork_rng(devices=[])
-def check(options):
+def parts(options):
     """InputError: something among these arguments of `Fudoki` and of `generate` does not do what
     it has to. Random numbers go on as if nothing had been asked."""
     name = {k: options.get(k) or "" for k in "path clock trunk loss step velocity".split()}
@@ -298,6 +328,8 @@ def check(options):
     tokens = {m: fudoki.TOKENS[m](*of) for m, of in options["tokens"].items()}
     frequency, paths = options.get("frequency") or {}, nn.ModuleDict()
     for m, kind in tokens.items():
+        if m in frequency and frequency[m].shape != (V := len(kind.embedding),):
+            raise InputError(f"the frequency of {m} is {(*frequency[m].shape,)}, expected ({V},)")
         embedding = kind.embedding if own else kind.embedding[:16]
         known = frequency[m][:len(embedding)] if m in frequency else None
         paths[m], call = made(name["path"], fudoki.PATHS[name["path"]], embedding, known,

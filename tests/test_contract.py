@@ -29,7 +29,7 @@ def asks(tmp_path, monkeypatch):
                        path="uniform", clock="linear", trunk="blocks",
                        trunk_options=dict(width=24, depth=1, heads=2)) | {kind: "my:Own"}
         try:
-            sample.check_parts(hparams | options)
+            sample.contract("parts", hparams | options)
         except sample.InputError as error:
             assert not sample.own_lines(error)
             return str(error)
@@ -214,3 +214,8 @@ def test_an_error_in_ones_own_lines_stays_it(asks):
     lines = sample.own_lines(caught.value)
     assert "fudoki.py" not in lines and 'File "my.py", line 8, in logits' in lines
     assert lines.endswith("ZeroDivisionError: division by zero\n")
+
+
+def test_a_frequency_has_a_number_for_every_token(asks):
+    told = asks("path", path(f"return {LOG}"), frequency=dict(image=torch.ones(6)))
+    assert "the frequency of image is (6,), expected (7,)" in told

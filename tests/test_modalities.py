@@ -133,7 +133,10 @@ def wrong(capsys, *arguments):
     ("class Mine(train.Data):\n    def sample(self, model, path):\n        pass",
      "it has no build, report, tokens"),
     ("class Mine(train.Digits):\n    own = train.Digits.own | dict(patch=(5, (1,), 'pixels'))",
-     "--patch 5 does not divide the pictures' side, 28")])
+     "--patch 5 does not divide the pictures' side, 28"),
+    ("class Mine(train.Digits):\n    def tokens(self, model):\n        known, more = "
+     "super().tokens(model)\n        return known | dict(text=known['text'][1:]), more",
+     "training has {'text': 35, 'image': 36} rows")])
 def test_what_is_no_kind_of_data_is_told_what_is_missing(lines, says, tmp_path, monkeypatch,
                                                          capsys):
     (tmp_path / "mine.py").write_text("import fudoki\nimport train\n\n" + lines, "utf-8")

@@ -415,25 +415,12 @@ def check_data(name, kind, folder):
         run = train.parse(["--preset", name])
         data = kind(run)
         model = data.build(run).eval()
-        parts = data.tokens(model)
+        contract.rows(model, *data.tokens(model))
+        said = ""
     except sample.InputError as error:
-        parts, said = None, str(error)
-    if parts is None:
+        said = str(error)
+    if said:
         wrong(said)
-    for what, rows in zip(("training", "validation"), parts):
-        if rows.keys() != model.tokens.keys():
-            wrong(f"rows for {what} have {sorted(rows)}, the model {sorted(model.tokens)}")
-        if len({len(x) for x in rows.values()}) > 1:
-            wrong(f"rows for {what}: {({m: len(x) for m, x in rows.items()})}; a row has all "
-                  "modalities, so these numbers should be equal")
-        for m, x in rows.items():
-            known = len(model.tokens[m].embedding)
-            if x.dtype != torch.long or x.ndim != 2 or x.shape[1] > model.tokens[m].length:
-                wrong(f"{m} for {what} is {tuple(x.shape)} {x.dtype}; expected (N, ≤ "
-                      f"{model.tokens[m].length}) long")
-            if x.min() < 0 or x.max() >= known:
-                wrong(f"{m} for {what} has tokens from {x.min()} to {x.max()}; there are those "
-                      f"from 0 to {known - 1}")
     data.sample(model, folder / "sample")
     if not [*folder.glob("sample*")]:
         wrong("`sample` should write a file whose name begins with the path that it is given")
@@ -690,9 +677,16 @@ def of_other(rows):
 
 @pytest.mark.parametrize("methods, told", [
     ({}, ""),
-    (dict(tokens=of_other(lambda x: x + 1)), "text for training has tokens from 1 to 2"),
-    (dict(tokens=of_other(lambda x: x.float())), r"is \(3, 2\) torch.float32; expected \(N, ≤ 2"),
-    (dict(tokens=lambda data, model: ({}, {})), r"rows for training have \[\], the model \['text"),
+    (dict(tokens=of_other(lambda x: x + 1)), "training, text has tokens from 1 to 2; there are"),
+    (dict(tokens=of_other(lambda x: x - 1)), "tokens from -1 to 0"),
+    (dict(tokens=of_other(lambda x: x.float())), r"is \(3, 2\) torch.float32; expected \(N, L\)"),
+    (dict(tokens=of_other(lambda x: x.int())), r"is \(3, 2\) torch.int32"),
+    (dict(tokens=of_other(lambda x: x.repeat(1, 2))), r"is \(3, 4\) torch.int64; .* L ≤ 2"),
+    (dict(tokens=of_other(lambda x: x[0])), r"is \(2,\) torch.int64"),
+    (dict(tokens=of_other(lambda x: x[:0])), r"has \{'text': 0\} rows"),
+    (dict(tokens=of_other(lambda x: x.tolist())), "training, text is list .* expected a tensor"),
+    (dict(tokens=lambda data, model: ({}, {})), "training has nothing; the model has text"),
+    (dict(tokens=lambda data, model: ([1], {})), r"training is list '\[1\]', expected a dict"),
     (dict(sample=lambda *of: None), "`sample` should write a file"),
     (dict(report=lambda *of: iter([3, 4])), "`report` should yield .* yours yields 3"),
     (dict(report=lambda *of: iter([("words", 1.)])), "`report` should yield"),
