@@ -117,9 +117,17 @@ def killed():
     raise Killed
 
 
+@pytest.fixture
+def heard(number):
+    """Also where the suite itself runs in the background, with SIGINT ignored."""
+    before = signal.signal(number, signal.default_int_handler)
+    yield
+    signal.signal(number, before)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_leaves_a_checkpoint_and_resume_goes_on(number, no_judge, tmp_path, monkeypatch,
-                                                         capsys):
+def test_a_signal_leaves_a_checkpoint_and_resume_goes_on(number, heard, no_judge, tmp_path,
+                                                         monkeypatch, capsys):
     """Bit for bit as without a break, and so it does after SIGKILL, from the last checkpoint."""
     monkeypatch.chdir(tmp_path)
     before, path = signal.getsignal(number), tmp_path / "runs/smoke/model.ckpt"
@@ -364,10 +372,11 @@ def test_samples_per_second_are_those_of_all_ranks(monkeypatch):
     rows = {"a": torch.arange(130)[:, None]}
     data = SimpleNamespace(tokens=lambda model: (rows, rows))
     monkeypatch.setattr(train.time, "time", lambda: next(clock))
+    monkeypatch.setattr(train, "contract", lambda *of: calls.append(of[0]))
     run = SimpleNamespace(seed=0, batch=8, steps=13)
     assert train.fit(trainer, model, data, run, done=3) == 10 * 8 * 2 / 4
-    first, (_, _, validation), last = calls
-    assert (first, last) == ("train", "eval")
+    rows_are_checked, first, (_, _, validation), last = calls
+    assert (rows_are_checked, first, last) == ("rows", "train", "eval")
     assert torch.equal(torch.cat([batch["a"] for batch in validation]), rows["a"])
 
 
