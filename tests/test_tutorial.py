@@ -386,6 +386,8 @@ def test_what_is_said_of_paths_was_measured(tables, book):
     metric, uniform, own = (statistics.mean(tables.seen(name)) for name in (
         "metric 1", "uniform", "uniform, linear"))      # whole scenes
     assert "half of its lead" in book and 0.4 < (uniform - own) / (metric - own) < 0.6
+    (noise,), (noise_own,) = map(tables.seen, ("marginal", "marginal, linear"))
+    assert f"{short(noise)} by either clock" in book and short(noise) == short(noise_own)
     values = tables.bits("codes/metric 1")
     assert f"The metric path has {min(values):.0f} to {max(values):.0f} bits" in book
     assert "needs hardly more ({:.0f} against {:.0f}, two trainings)".format(

@@ -150,10 +150,11 @@ def stories():
 
 def scenes(which):
     """The trainings on scenes, by ability: with "patches" of 4; of the others by the "own" clock
-    of the path or with rows that are given a part; and the "main" ones."""
+    of the path, by noise by frequency or with rows that are given a part; and the "main" ones."""
     found, all_rows = [], rows("scenes")
     for command in dict.fromkeys(row["command"] for row in all_rows):
-        kind = "own" if re.search(r"--clock linear|--clean 0\.", command) else "main"
+        own = r"--clock linear|--clean 0\.|--path marginal"
+        kind = "own" if re.search(own, command) else "main"
         kind = "patches" if "--patch 4" in command else kind
         if kind != which:
             continue
