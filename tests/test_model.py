@@ -119,6 +119,13 @@ def test_a_codebook_has_no_copies():
     assert d.fill_diagonal_(1.).min() > 1e-2
 
 
+def test_blank_patches_take_no_centres_from_the_others():
+    """Most patches of a picture are blank; the first centre is for all of them."""
+    torch.manual_seed(0)
+    points = torch.cat([torch.zeros(4000, 4), torch.rand(200, 4)])
+    assert len(train.k_means(points, 64)) >= 60
+
+
 def test_every_centre_of_a_codebook_is_the_mean_of_its_points():
     """Two crowds far apart: most of 8 centres begin in the large one, and those that lose all of
     their points begin again."""
