@@ -676,7 +676,7 @@ def test_read_any_form_of_a_picture(here, capsys):
     dim = Image.new("L", (300, 250), 100)                       # darker than its grey paper
     dim.paste(20, (50, 25, 250, 225), large)
     dim.save("dim.png")
-    black = Image.new("L", (300, 250))                          # colours of training, not its place
+    black = Image.new("L", (300, 250))                      # colours of training, not its place
     black.paste(large, (80, 40))
     black.save("black.png")
     captions = {}

@@ -295,8 +295,13 @@ def test_what_is_said_of_pretraining_was_measured(tables, book):
         " mean", " captions that are true")]
     assert (f"body draws {drawn} and reads {read}, the small trunk {small[0]} and {small[1]}."
             in book)
-    layers = short(float(last["scenes", "image", "shallow", "0"]["right"]))
-    assert f"as this body has, the small trunk draws {layers}." in book
+    layers, added, unnormed, neither, random = (
+        float(last["scenes", "image", start, "0"]["right"])
+        for start in ("shallow", "added", "unnormed", "both", "random@6e-3"))
+    assert f"as this body has, the small trunk draws {short(layers)}." in book
+    assert (f"it draws {short(added)}; without the normalisation {short(unnormed)}; with neither "
+            f"{short(neither)}, which is more than half of the way" in book)
+    assert layers - neither > neither - random
 
 
 def test_what_is_said_of_optimisers_for_texts_was_measured(tables, book):

@@ -7,8 +7,9 @@ children's stories from its weights and from random ones, in equal steps:
 START: pretrained; random (all weights); layers (all but the words are random); lower (the lower
 half of the layers is random); frozen (layers are pretrained and stay as they are); stages (words
 stay as they are for a third of the steps); noshift; uniform (another path); adamw; small (another
-trunk, that of the toy); shallow (the toy's, with the width and depth of story-656K). random@6e-3
-has another learning rate than the preset's. What is in body.csv is skipped.
+trunk, that of the toy); shallow (the toy's, with the width and depth of story-656K); added (as
+shallow, but coordinates are added to the vectors); unnormed (queries and keys are not normalised);
+both. random@6e-3 has another learning rate than the preset's. What is in body.csv is skipped.
 
 Rows are validations, by the averaged weights: the held-out cross-entropy of a modality at ten
 noise levels, and after the last step what is right of the report's drawings and readings, of
@@ -24,7 +25,9 @@ from pathlib import Path
 
 import lightning as L
 import study                    # first: it puts the project on the path
+import torch
 from backbone import bits
+from torch import nn
 
 import fudoki
 import sample
@@ -34,8 +37,36 @@ TIMES = [f"t{(i + 0.5) / 10:.2f}" for i in range(10)]
 KEYS = "data model start seed steps step modality".split()
 SHOWN = [("layers", "layers random", "C1"), ("random", "all random", "C3"),
          ("random@6e-3", "all random, .006", "C2")]
-SMALL = dict(small=[], shallow="--width 128 --depth 2 --heads 4".split())
+SHALLOW = "--width 128 --depth 2 --heads 4".split()
+SMALL = dict(small=[], shallow=SHALLOW) | {
+    start: [*SHALLOW, "--trunk", f"tests/bench/body:{start.title()}"]
+    for start in ("added", "unnormed", "both")}
 RANDOM = dict(random="", layers=r"body\.layers\.", lower=r"body\.layers\.(\d+)\.")
+
+
+class Added(fudoki.Blocks):
+    """Coordinates are added to the vectors, as in `Backbone`. Queries and keys are not turned."""
+
+    def __init__(self, width, depth, heads):
+        super().__init__(width, depth, heads)
+        self.place = nn.Parameter(torch.zeros(width, width))
+
+    def forward(self, h, places, visible, t):
+        h = h + torch.cat(fudoki.rotary(places, self.width), -1) @ self.place
+        return super().forward(h, torch.zeros_like(places), visible, t)
+
+
+class Unnormed(fudoki.Blocks):
+    """Queries and keys are not normalised."""
+
+    def __init__(self, width, depth, heads):
+        super().__init__(width, depth, heads)
+        for block in self.blocks:
+            block.attention.norm_q = block.attention.norm_k = nn.Identity()
+
+
+class Both(Added, Unnormed):
+    pass
 
 
 def flags(data, start, given):
