@@ -615,6 +615,13 @@ def test_the_best_is_of_one_request(here, monkeypatch):
         assert len(texts[:, 0].unique(dim=0)) > 1
 
 
+def test_a_preview_has_as_many_pictures_as_fit(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    for size, n, wide in ((28, 5, 56), (28, 1, 28), (32, 16, 64), (100, 3, 100)):
+        sample.preview(torch.ones(n, 1, size, size))
+        assert capsys.readouterr().out.splitlines() == ["█" * wide] * (size // 2)
+
+
 def photo(digit, ground, ink, noise=0.):
     """A digit (28, 28) on a ground of 240 × 300 pixels, with ink as bright as `ink` of it."""
     page = np.zeros((300, 240))
@@ -628,7 +635,7 @@ def test_ink_is_what_differs_from_evenly_lit_paper(world):
     digit = (255 * world.rendered(1, 7)[0][0, 0].numpy()).astype(np.uint8)
     form = np.asarray(sample.training_form(photo(digit, 0.97, 0.05), 28)) / 255
     for ground, ink, noise, far in ((0.45, 0.2, 0, 0.01), (0.8, 0.8, 0, 0.02), (0.2, 4, 0, 0.01),
-                                    (0.6, 0.2, 0.03, 0.05)):
+                                    (0.6, 0.2, 0.03, 0.05), (0.2, 4, 0.03, 0.05)):
         found = sample.training_form(photo(digit, ground, ink, noise), 28)
         assert np.abs(np.asarray(found) / 255 - form).mean() < far < 0.08 < form.mean()
         with pytest.raises(sample.InputError, match="no stroke stands out"):

@@ -300,6 +300,8 @@ def test_euler_is_the_frozen_velocity_of_mid_step():
 def test_a_draw_with_u_of_zero_is_possible(monkeypatch):
     monkeypatch.setattr(torch, "rand_like", torch.zeros_like)
     assert fudoki.categorical(torch.tensor([[0., 0, 2, 1], [3, 0, 0, 0]])).tolist() == [2, 0]
+    x_1 = torch.arange(V)                               # of rate 0: these stay
+    assert torch.equal(fudoki.euler(make("uniform"), x_1, x_1, 0.2, 0.6), x_1)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
