@@ -114,7 +114,7 @@ def contract(name, *of):
     among the arguments of `Fudoki` and of `generate`, or the `rows` of data. Without that file
     nothing is checked. InputError: it does not."""
     if pathlib.Path(__file__).with_name("tests").is_dir():
-        Registry(it=f"tests/contract:{name}")["it"](*of)
+        Registry(it=f"tests/contract:{name}")["it"](*of)    # not FILE:NAME: that is a user's file
 
 
 def open_model(path=None):

@@ -666,7 +666,8 @@ class Keep(L.Callback):
         return dict(run=vars(self.run))                 # see `settings`
 
     def on_train_start(self, trainer, model):
-        """From now on a signal is only noted. Python allows this in the main thread alone."""
+        """From now on a signal is only noted, until Lightning gives the handlers back. Python
+        allows this in the main thread alone."""
         known = {"SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1"} & {*dir(signal)}
         main = threading.current_thread() is threading.main_thread()
         for kind in (getattr(signal, name) for name in known if main):

@@ -1,8 +1,9 @@
 """What a path, a clock, a velocity, a step, a loss, a trunk, a backbone and data have to do.
 train.py and sample.py ask this before they use it: of what comes with the project only whether its
 options are possible, of a FILE:NAME all of it, on a handful of tokens of the model's own
-vocabularies and at times that are dense near both ends. The first thing that is wrong ends the
-command with one sentence, an InputError; an exception in one's own file stays as it is.
+vocabularies and at times that are dense near both ends; and of all data whether their rows are
+tokens of the model. The first thing that is wrong ends the command with one sentence, an
+InputError; an exception in one's own file stays as it is.
 
 Whether what it returns is *right* is graded by exercises/test_yours.py.
 """
